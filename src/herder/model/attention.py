@@ -1,0 +1,92 @@
+"""Attention that never crosses a document, through one function with one `cu_seqlens` interface.
+
+The loader packs documents into rows; `Packing` says where they begin and end, computed once per batch, and `packed` turns it
+into the model's `attend`. On a CPU a loop over documents with `is_causal` beats a boolean mask (measured 8.2x in fp32 and
+4.9x in bf16, forward and backward, at T=2048 with documents of 256 tokens); on CUDA the same offsets go to torch's varlen
+kernel. Context parallelism and the paged cache are other `attend` functions behind the same seam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""attend(layer, q_bthd, k_bthd, v_bthd) -> out_bthd: q has n_heads, k and v n_kv_heads heads, all rotated."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Documents of a flattened (B * T) batch: document i is tokens cu_seqlens[i] to cu_seqlens[i + 1]."""
+
+    cu_seqlens: torch.Tensor
+    """(documents + 1,) int32 on the device of the tokens."""
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, doc_ids_bt: torch.Tensor) -> Packing:
+        """From (B, T) ids, equal within a document and different between neighbours; a row's end ends a document."""
+        starts = torch.ones_like(doc_ids_bt, dtype=torch.bool)
+        starts[:, 1:] = doc_ids_bt[:, 1:] != doc_ids_bt[:, :-1]
+        bounds = starts.flatten().nonzero().flatten().cpu()
+        bounds = torch.cat((bounds, torch.tensor([doc_ids_bt.numel()])))
+        return cls(bounds.to(doc_ids_bt.device, torch.int32), tuple(bounds.diff().tolist()))
+
+    @classmethod
+    def rows(cls, batch: int, length: int, device: torch.device) -> Packing:
+        """Every row is one document."""
+        bounds = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=device)
+        return cls(bounds, (length,) * batch)
+
+    def positions(self, batch: int) -> torch.Tensor:
+        """(B, T) int64 positions that restart at each document."""
+        starts = self.cu_seqlens[:-1].long()
+        total = int(sum(self.lengths))
+        lengths = torch.tensor(self.lengths, device=starts.device)
+        offsets = torch.repeat_interleave(starts, lengths, output_size=total)
+        return (torch.arange(total, device=starts.device) - offsets).view(batch, -1)
+
+
+def packed(packing: Packing) -> Attend:
+    """The default `attend`: causal attention within each document of the batch."""
+
+    def attend(layer: int, q_bthd: torch.Tensor, k_bthd: torch.Tensor, v_bthd: torch.Tensor) -> torch.Tensor:
+        if len(set(packing.lengths)) == 1 and packing.lengths[0] == q_bthd.shape[1]:
+            return causal(q_bthd, k_bthd, v_bthd)
+        if q_bthd.is_cuda:
+            return _varlen(q_bthd, k_bthd, v_bthd, packing)
+        return _by_document(q_bthd, k_bthd, v_bthd, packing.lengths)
+
+    return attend
+
+
+def causal(q_bthd: torch.Tensor, k_bthd: torch.Tensor, v_bthd: torch.Tensor) -> torch.Tensor:
+    """Causal attention of whole rows with grouped KV heads (no copy of K and V: they are expanded by stride)."""
+    b, t, heads, d = q_bthd.shape
+    groups = k_bthd.shape[2]
+    q = q_bthd.view(b, t, groups, heads // groups, d).permute(0, 2, 3, 1, 4).reshape(b * groups, heads // groups, t, d)
+    k, v = (
+        x.permute(0, 2, 1, 3).reshape(b * groups, 1, t, d).expand(-1, heads // groups, -1, -1) for x in (k_bthd, v_bthd)
+    )
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.view(b, groups, heads // groups, t, d).permute(0, 3, 1, 2, 4).reshape(b, t, heads, d)
+
+
+def _by_document(q_bthd, k_bthd, v_bthd, lengths: tuple[int, ...]) -> torch.Tensor:
+    b, t, heads, d = q_bthd.shape
+    q, k, v = (x.reshape(1, b * t, x.shape[2], d).split(lengths, dim=1) for x in (q_bthd, k_bthd, v_bthd))
+    out = torch.cat([causal(*document) for document in zip(q, k, v, strict=True)], dim=1)
+    return out.view(b, t, heads, d)
+
+
+def _varlen(q_bthd, k_bthd, v_bthd, packing: Packing) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # torch >= 2.10, CUDA only
+
+    longest, repeat = max(packing.lengths), q_bthd.shape[2] // k_bthd.shape[2]
+    q = q_bthd.flatten(0, 1)
+    k, v = (x.flatten(0, 1).repeat_interleave(repeat, dim=1) for x in (k_bthd, v_bthd))
+    out = varlen_attn(q, k, v, packing.cu_seqlens, packing.cu_seqlens, longest, longest, is_causal=True)
+    return out.view_as(q_bthd)
