@@ -321,7 +321,9 @@ def read_jsonl(path: Path) -> Iterator[dict]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg}); mend or delete the line") from None
+                raise ValueError(
+                    f"{path}, line {number}: not valid JSON ({error.msg}); mend or delete the line"
+                ) from None
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
             yield row

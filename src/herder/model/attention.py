@@ -83,10 +83,10 @@ def _by_document(q_bthd, k_bthd, v_bthd, lengths: tuple[int, ...]) -> torch.Tens
 
 
 def _varlen(q_bthd, k_bthd, v_bthd, packing: Packing) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # torch >= 2.10, CUDA only
+    from torch.nn.attention.varlen import varlen_attn  # CUDA only
 
     longest, repeat = max(packing.lengths), q_bthd.shape[2] // k_bthd.shape[2]
     q = q_bthd.flatten(0, 1)
     k, v = (x.flatten(0, 1).repeat_interleave(repeat, dim=1) for x in (k_bthd, v_bthd))
-    out = varlen_attn(q, k, v, packing.cu_seqlens, packing.cu_seqlens, longest, longest, is_causal=True)
+    out = varlen_attn(q, k, v, packing.cu_seqlens, packing.cu_seqlens, longest, longest, window_size=(-1, 0))
     return out.view_as(q_bthd)

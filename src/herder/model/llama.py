@@ -38,7 +38,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
 
-    def forward(self, x: torch.Tensor, layer: int, attend: Attend, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, layer: int, attend: Attend, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         return self.o_proj(attend(layer, rotate(q, cos, sin), rotate(k, cos, sin), v).flatten(-2))
 
@@ -62,7 +64,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, h: torch.Tensor, layer: int, attend: Attend, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, h: torch.Tensor, layer: int, attend: Attend, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
         h = h + self.self_attn(self.input_layernorm(h), layer, attend, cos, sin)
         return h + self.mlp(self.post_attention_layernorm(h))
 

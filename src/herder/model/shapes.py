@@ -39,7 +39,9 @@ class LlamaConfig:
                 raise ValueError(f"{f.name} is {getattr(self, f.name)}; it must be at least 1")
         if self.head_dim == 0:
             if self.dim % self.n_heads:
-                raise ValueError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}; change one, or set head_dim")
+                raise ValueError(
+                    f"dim {self.dim} is not divisible by n_heads {self.n_heads}; change one, or set head_dim"
+                )
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.n_kv_heads}")

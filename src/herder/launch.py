@@ -1,0 +1,139 @@
+"""Where a step runs: one process, several local processes, or under torchrun. Rank 0 alone writes files.
+
+Local processes are for machines where several one-thread processes beat one process of several threads (measured on a
+2-core CPU: 7,500 tokens/s against 6,600, and 1,637 against 692 on a busy machine).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_CONTROL_TIMEOUT = datetime.timedelta(days=7)  # a rank may wait for another's whole step
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def distributed(run: Callable) -> Callable:
+    """Marks a step's function as one that every rank calls; any other is called on rank 0 while the rest wait."""
+    run.distributed = True
+    return run
+
+
+@contextlib.contextmanager
+def group() -> Iterator[None]:
+    """The process group that torchrun's environment describes, for as long as the context lasts; nothing for one process."""
+    if world_size() == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    dist.init_process_group(backend, timeout=_CONTROL_TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value on every rank (plain data)."""
+    if world_size() == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def run_local(function: Callable[..., Any], args: tuple, processes: int) -> Any:
+    """Calls `function(*args)` in `processes` processes joined by gloo; this one is rank 0, and its result is returned.
+
+    One thread each. Where torchrun has already made a group, or one process is asked for, it is a plain call.
+    """
+    if world_size() > 1 or processes <= 1:
+        with group():
+            return function(*args)
+    import torch
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
+
+    context = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="herder-") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "STORE": f"{folder}/store"}
+        probe.close()
+        others = [
+            context.Process(target=_other, args=(r, processes, address, os.getpid(), function, args), daemon=True)
+            for r in range(1, processes)
+        ]
+        before, threads = dict(os.environ), torch.get_num_threads()
+        try:
+            for process in others:
+                process.start()
+            _join(0, processes, address)
+            result = function(*args)
+            for process in others:
+                process.join(timeout=60)
+            return result
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            for process in others:
+                if process.is_alive():
+                    process.terminate()
+            os.environ.clear()
+            os.environ.update(before)
+            torch.set_num_threads(threads)
+
+
+def _join(number: int, processes: int, address: dict[str, str]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(processes), **address)
+    torch.set_num_threads(1)
+    store = dist.FileStore(address["STORE"], processes)
+    dist.init_process_group(
+        "gloo", store=store, rank=number, world_size=processes, timeout=datetime.timedelta(minutes=10)
+    )
+
+
+def _other(number: int, processes: int, address: dict[str, str], parent: int, function: Callable, args: tuple) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's to handle
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _join(number, processes, address)
+    function(*args)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, killed or not: an orphan must not train on."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
