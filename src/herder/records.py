@@ -19,6 +19,7 @@ from typing import NamedTuple, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+NOTES_KEPT = 20
 KEPT = "kept"
 """The fate of a document that no filter removed; every other fate is the name of the filter that removed it."""
 
@@ -89,7 +90,8 @@ class Ledger:
     """What one source gave: counts of documents, bytes and tokens, and every removal by its reason.
 
     `read` counts records seen, `bytes` their body bytes; `removed[reason]` counts those that went no further, `documents`
-    those that came out, `characters` and `tokens` what those hold (tokens are filled in once a tokenizer exists).
+    those that came out, `characters` and `tokens` what those hold (tokens are filled in once a tokenizer exists). `notes`
+    keeps the first few places of trouble ("a.jsonl, line 7: not valid JSON") to show.
     """
 
     source: str = ""
@@ -99,6 +101,11 @@ class Ledger:
     characters: int = 0
     tokens: int = 0
     removed: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, place: str) -> None:
+        if len(self.notes) < NOTES_KEPT:
+            self.notes.append(place)
 
     def remove(self, reason: str, count: int = 1) -> None:
         self.removed[reason] = self.removed.get(reason, 0) + count
@@ -109,6 +116,8 @@ class Ledger:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.removed.items():
             self.remove(reason, count)
+        for place in other.notes:
+            self.note(place)
 
     def to_json(self) -> dict:
         return asdict(self)
