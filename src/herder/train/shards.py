@@ -1,0 +1,133 @@
+"""Token shards: memory-mapped uint32 tokens with document offsets, one folder per source, and a ledger.
+
+`<source>/tokens.bin` holds every document as begin_of_text, its tokens, end_of_text; `<source>/offsets.npy` (documents + 1,
+int64) says where each begins; `<source>/bytes.npy` how many UTF-8 bytes of text it stands for, so that a loss in nats per
+token can be told in bits per byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from herder import progress
+from herder.records import Ledger
+from herder.tokenizer import Tokenizer
+
+ENCODE_DOCUMENTS = 512
+"""Documents encoded at a time: enough to keep the encoder's threads busy, little enough to stay small in memory."""
+
+
+def write_shards(
+    documents: Iterable[tuple[str, str]], tokenizer: Tokenizer, out: Path, threads: int = 2
+) -> list[Ledger]:
+    """Encodes (source, text) pairs into shards under `out`; returns a ledger per source, also written to `ledger.json`.
+
+    Raises ValueError where a source's name cannot be a folder. An interrupted call leaves nothing that reads as whole.
+    """
+    bos, eos = tokenizer.special["<|begin_of_text|>"], tokenizer.special["<|end_of_text|>"]
+    out = Path(out)
+    shutil.rmtree(out, ignore_errors=True)
+    writers: dict[str, _Writer] = {}
+    pending: list[tuple[str, str]] = []
+    done = 0
+
+    def flush() -> None:
+        encoded = tokenizer.encode_batch([text for _, text in pending], threads=threads)
+        for (source, text), ids in zip(pending, encoded, strict=True):
+            if source not in writers:
+                writers[source] = _Writer(out, source)
+            writers[source].add([bos, *ids, eos], text)
+        pending.clear()
+
+    for source, text in documents:
+        pending.append((source, text))
+        if len(pending) == ENCODE_DOCUMENTS:
+            done += len(pending)
+            flush()
+            progress.report(done, unit="documents")
+    flush()
+    if not writers:
+        raise ValueError(
+            "no documents to tokenize: every document was filtered out; see the ledger of the curated corpus"
+        )
+    ledgers = [writers[source].close() for source in sorted(writers)]
+    part = out / "ledger.json.part"
+    part.write_text(json.dumps([ledger.to_json() for ledger in ledgers], indent=1))
+    os.replace(part, out / "ledger.json")
+    return ledgers
+
+
+class _Writer:
+    def __init__(self, out: Path, source: str):
+        if not source or "/" in source or source.startswith("."):
+            raise ValueError(f"source name {source!r} cannot be a folder name; use letters, digits, '-' and '_'")
+        self.folder = out / source
+        self.folder.mkdir(parents=True)
+        self.file = open(self.folder / "tokens.bin", "wb")  # noqa: SIM115, closed in close()
+        self.ledger = Ledger(source)
+        self.offsets, self.bytes = [0], []
+
+    def add(self, ids: list[int], text: str) -> None:
+        np.asarray(ids, dtype=np.uint32).tofile(self.file)
+        self.offsets.append(self.offsets[-1] + len(ids))
+        self.bytes.append(len(text.encode("utf-8", "replace")))
+        self.ledger.read += 1
+        self.ledger.documents += 1
+        self.ledger.characters += len(text)
+        self.ledger.bytes += self.bytes[-1]
+        self.ledger.tokens += len(ids)
+
+    def close(self) -> Ledger:
+        self.file.close()
+        np.save(self.folder / "offsets.npy", np.asarray(self.offsets, dtype=np.int64))
+        np.save(self.folder / "bytes.npy", np.asarray(self.bytes, dtype=np.int64))
+        return self.ledger
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source's tokens: `tokens` (memory-mapped), `offsets` (documents + 1), `bytes` (documents)."""
+
+    name: str
+    tokens: np.ndarray
+    offsets: np.ndarray
+    bytes: np.ndarray
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.offsets) - 1
+
+    def document(self, index: int) -> np.ndarray:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+class TokenShards:
+    """The sources of a folder written by `write_shards`. Raises ValueError where it is missing or damaged."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        if not (self.folder / "ledger.json").exists():
+            raise ValueError(f"{folder} holds no token shards (ledger.json is missing); make them with a tokenize step")
+        ledgers = json.loads((self.folder / "ledger.json").read_text())
+        self.sources = {ledger["source"]: self._open(ledger["source"]) for ledger in ledgers}
+
+    def _open(self, name: str) -> Source:
+        folder = self.folder / name
+        offsets, n_bytes = np.load(folder / "offsets.npy"), np.load(folder / "bytes.npy")
+        size = (folder / "tokens.bin").stat().st_size
+        if size != 4 * offsets[-1] or len(n_bytes) != len(offsets) - 1:
+            raise ValueError(
+                f"{folder}/tokens.bin has {size} bytes where its offsets say {4 * offsets[-1]}; delete it and run again"
+            )
+        return Source(name, np.memmap(folder / "tokens.bin", dtype=np.uint32, mode="r"), offsets, n_bytes)
