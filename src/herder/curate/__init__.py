@@ -1,0 +1,1 @@
+"""Section 3.1: from raw pages to documents worth training on."""
