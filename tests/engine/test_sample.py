@@ -72,6 +72,20 @@ def test_the_ends_of_the_uniform_range_give_tokens_that_are_kept():
     assert int(pick(torch.tensor([[1.0, -math.inf]]), [Sampling()], [1.0], [set()])[0]) == 0
 
 
+@pytest.mark.parametrize("sampling", [Sampling(top_p=0.6), Sampling(min_p=0.3), Sampling(top_p=0.95, min_p=0.1)])
+def test_a_large_vocabulary_is_cut_as_a_full_sort_would(sampling):
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([0.01, 0.5, 1.0, 2.0, 6.0])[:, None]  # from nearly flat to peaked
+    logits = torch.randn(5, 2000, generator=generator) * scales
+    for u in (0.001, 0.4, 0.999):
+        chosen = pick(logits.clone(), [sampling] * 5, [u] * 5, [set()] * 5)
+        for row in range(5):
+            p, order = logits[row].double().softmax(-1).sort(descending=True)
+            keep = (p.cumsum(0) - p < sampling.top_p) & (p >= sampling.min_p * p[0])
+            mass = (p * keep).cumsum(0)
+            assert chosen[row] == order[int((mass <= u * mass[-1]).sum())]
+
+
 def test_streams_of_numbers_differ_by_seed_prompt_and_sample():
     streams = [uniforms(*key, 4).tolist() for key in [(0, [1], 0), (1, [1], 0), (0, [2], 0), (0, [1], 1)]]
     assert len({tuple(s) for s in streams}) == 4
