@@ -113,11 +113,11 @@ def thin(points: Points, most: int) -> list[tuple[float, float]]:
 
 
 def smooth(points: Points, window: int) -> list[tuple[float, float]]:
-    """Running mean over `window` points on either side, as many as there are at the ends."""
+    """Running mean over `window` points on either side; fewer at the start, where a loss falls too fast to be averaged."""
     sums = [0.0]
     for _, y in points:
         sums.append(sums[-1] + y)
-    ends = [(max(0, i - window), min(len(points), i + window + 1)) for i in range(len(points))]
+    ends = [(i - min(window, i), min(len(points), i + 1 + min(window, i))) for i in range(len(points))]
     return [(x, (sums[end] - sums[start]) / (end - start)) for (x, _), (start, end) in zip(points, ends, strict=True)]
 
 

@@ -75,7 +75,11 @@ def draw(steps: Sequence[Step], columns: int, width: int) -> Markup:
         box.x, box.y = GAP_X + box.column * (box_width + GAP_X), tops[box.row]
     total = sum(box.seconds for box in boxes) or 1.0
     body = [lane_band(name, members, box_width) for name, members in lanes.items()]
-    body += arrows(boxes, box_width, tops, columns)
+    lines = arrows(boxes, box_width, tops)
+    height = max([height, *(y + 4 for points in lines for _, y in points)])
+    body += [
+        Markup(f'<path class="arrow" marker-end="url(#arrow{columns})" d="{rounded(points)}"/>') for points in lines
+    ]
     body += [draw_box(box, box_width, total) for box in boxes]
     wide = GAP_X + used * (box_width + GAP_X) - GAP_X + 14
     head = Markup(
@@ -145,13 +149,14 @@ def lane_band(name: str, members: Sequence[Box], box_width: float) -> Markup:
     left, right = min(b.x for b in members), max(b.x for b in members) + box_width
     top, bottom = min(b.y for b in members) - LANE_TOP, max(b.y for b in members) + BOX_HEIGHT + LANE_BOTTOM
     return Markup(
-        f'<rect class="lane" x="{left - 14:.1f}" y="{top:.1f}" width="{right - left + 24:.1f}" '
+        f'<rect class="lane" x="{left - 10:.1f}" y="{top:.1f}" width="{right - left + 20:.1f}" '
         f'height="{bottom - top:.1f}" rx="10"/>'
         f'<text class="lane-name" x="{left:.1f}" y="{top + 17:.1f}">{{}}</text>'
     ).format(name.replace("_", " · ", 1))
 
 
-def arrows(boxes: Sequence[Box], box_width: float, tops: Sequence[float], columns: int) -> list[Markup]:
+def arrows(boxes: Sequence[Box], box_width: float, tops: Sequence[float]) -> list[list[tuple[float, float]]]:
+    """The corners of every arrow, from a side of its source to the left side of its target."""
     tracks: dict[tuple, dict[int, int]] = {}
 
     def track(gap: tuple, source: int) -> float:
@@ -169,7 +174,7 @@ def arrows(boxes: Sequence[Box], box_width: float, tops: Sequence[float], column
             if box.column == start.column + 1 and box.row == start.row:
                 points = [exit_right, end]
             else:
-                x = box.x - GAP_X / 2 - 4 + track(("column", box.column), source)
+                x = box.x - GAP_X / 2 - 2 + track(("column", box.column), source)
                 if box.column == start.column + 1:
                     points = [exit_right, (x, exit_right[1]), (x, end[1]), end]
                 else:
@@ -179,7 +184,7 @@ def arrows(boxes: Sequence[Box], box_width: float, tops: Sequence[float], column
                     middle = GAP_Y / 2 + (LANE_BOTTOM if below - floor > GAP_Y else 0)
                     y = floor + middle + track(("row", start.row), source) * 0.8
                     points = [(down, floor), (down, y), (x, y), (x, end[1]), end]
-            out.append(Markup(f'<path class="arrow" marker-end="url(#arrow{columns})" d="{rounded(points)}"/>'))
+            out.append(points)
     return out
 
 
