@@ -1,0 +1,84 @@
+"""From curated documents to a tokenizer and token shards (paper 3.1.2 and 3.2)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from herder.config import runtime
+from herder.records import Document, Ledger, read_attribute, read_documents, read_shard, shard_names
+from herder.tokenizer import Tokenizer
+from herder.tokenizer import train as train_bpe
+from herder.train import write_shards
+
+DOMAINS = ("general", "code", "multilingual")
+"""The parts of the paper's mix (3.1.2) that a document's own features tell apart; maths and reasoning need a classifier."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    vocab_size: int
+    """All ids, the special ones included."""
+    n_special: int = 256
+    max_characters: int = 20_000_000
+    """Characters of training text the merges are learned from, taken evenly over the corpus."""
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    code_share: float = 0.3
+    """Share of characters inside code spans from which on a document counts as code."""
+    main_language: str = "en"
+    threads: int = runtime(2)
+
+
+def train_tokenizer(config: TokenizerConfig, inputs: dict[str, Path], out: Path) -> dict:
+    """Step: learns byte-level BPE from the training split of inputs["corpus"] into `out`."""
+    total = sum(len(d.text) for d in read_documents(inputs["corpus"], split="train"))
+    if total == 0:
+        raise ValueError(f"{inputs['corpus']} kept no training document, so there is nothing to learn a tokenizer from")
+    every = max(1, round(total / config.max_characters))
+    texts = (d.text for d in itertools.islice(read_documents(inputs["corpus"], split="train"), 0, None, every))
+    tokenizer = train_bpe(texts, config.vocab_size, n_special=config.n_special)
+    tokenizer.save(out)
+    sample = [d.text for d in itertools.islice(read_documents(inputs["corpus"], split="heldout"), 2000)]
+    characters = sum(map(len, sample))
+    tokens = sum(map(len, tokenizer.encode_batch(sample)))
+    return {"vocab_size": tokenizer.n_vocab, "heldout_characters_per_token": round(characters / max(tokens, 1), 3)}
+
+
+def tokenize(config: TokenizeConfig, inputs: dict[str, Path], out: Path) -> dict:
+    """Step: token shards of inputs["corpus"], one source per domain, under `out/train` and `out/heldout`."""
+    tokenizer = Tokenizer.load(inputs["tokenizer"])
+    ledgers: dict[str, list[Ledger]] = {}
+    for split in ("train", "heldout"):
+        documents = ((domain, d.text) for domain, d in by_domain(inputs["corpus"], config, split))
+        ledgers[split] = write_shards(documents, tokenizer, out / split, config.threads)
+    (out / "ledger.json").write_text(json.dumps([ledger.to_json() for ledger in ledgers["train"]], indent=1))
+    tokens = {split: sum(ledger.tokens for ledger in found) for split, found in ledgers.items()}
+    size = {split: sum(ledger.bytes for ledger in found) for split, found in ledgers.items()}
+    return {
+        "train_tokens": tokens["train"],
+        "heldout_tokens": tokens["heldout"],
+        "bytes_per_token": round(size["train"] / tokens["train"], 3),
+        **{f"{ledger.source}_tokens": ledger.tokens for ledger in ledgers["train"]},
+    }
+
+
+def by_domain(corpus: Path, config: TokenizeConfig, split: str) -> Iterator[tuple[str, Document]]:
+    """(domain, document) of every kept document of a split."""
+    for name in shard_names(corpus):
+        attribute = read_attribute(corpus, "language", name)
+        languages = dict(zip(attribute["id"].to_pylist(), attribute["language"].to_pylist(), strict=True))
+        for document in read_shard(corpus, name, split=split):
+            yield domain_of(document, languages[document.id], config), document
+
+
+def domain_of(document: Document, language: str, config: TokenizeConfig) -> str:
+    code = sum(span.end - span.start for span in document.spans if span.kind == "code")
+    if code >= config.code_share * max(len(document.text), 1):
+        return "code"
+    return "general" if language == config.main_language else "multilingual"

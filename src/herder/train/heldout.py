@@ -1,0 +1,68 @@
+"""Bits per byte on held-out documents, packed as in training: the measure that does not depend on the tokenizer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from herder.model import Llama
+from herder.model.attention import Packing
+from herder.records import Measure
+from herder.train.objective import Rows
+from herder.train.outputs import compute
+from herder.train.shards import TokenShards
+
+
+class HeldOut:
+    """A fixed set of held-out documents; calling it with a model gives the mean and its interval over documents.
+
+    Takes whole documents of every source in order until `max_tokens` tokens, the sources by their size.
+    """
+
+    def __init__(self, shards: TokenShards, seq_len: int, max_tokens: int, rows: int = 16):
+        self.rows = rows
+        total = sum(s.n_tokens for s in shards.sources.values())
+        tokens, documents, self.bytes = [], [], []
+        for source in shards.sources.values():
+            quota = source.n_tokens * min(1.0, max_tokens / total)
+            for index in range(source.n_documents):
+                if source.offsets[index + 1] > quota:
+                    break
+                tokens.append(np.asarray(source.document(index), dtype=np.int64))
+                documents.append(np.full(len(tokens[-1]), len(self.bytes)))
+                self.bytes.append(int(source.bytes[index]))
+        if not tokens:
+            raise ValueError(f"{shards.folder} holds no held-out document within {max_tokens} tokens")
+        self.packed = _pack(np.concatenate(tokens), np.concatenate(documents), seq_len)
+        self.n_rows = len(self.packed)
+
+    def __call__(self, model: Llama) -> Measure:
+        """Bits per byte (nats of every token after begin_of_text, over ln 2 and the UTF-8 bytes)."""
+        device = next(model.parameters()).device
+        nats, was_training = np.zeros(len(self.bytes)), model.training
+        model.eval()
+        with torch.inference_mode():
+            for start in range(0, self.n_rows, self.rows):
+                rows = self.packed.map(lambda t, s=start: t[s : s + self.rows])
+                outputs = compute(model, rows.to(device), Packing.of(rows.doc_ids), frozenset({"token_log_probs"}))
+                np.subtract.at(nats, rows.doc_ids.flatten()[rows.select].numpy(), outputs.token_log_probs.cpu().numpy())
+        model.train(was_training)
+        return Measure.ratio(nats / math.log(2), self.bytes, "bits per byte")
+
+
+def _pack(tokens: np.ndarray, documents: np.ndarray, seq_len: int) -> Rows:
+    """Rows of seq_len positions; the end of the last row repeats the last token, with weight 0."""
+    n = len(tokens) - 1
+    count = -(-n // seq_len)
+    pad = count * seq_len - n
+    tokens = np.concatenate((tokens, np.full(pad, tokens[-1])))
+    weights = np.concatenate((documents[1:] == documents[:-1], np.zeros(pad, dtype=bool)))
+    documents = np.concatenate((documents[:-1], np.full(pad, documents[-1])))
+    return Rows(
+        torch.from_numpy(tokens[:-1].reshape(count, seq_len).copy()),
+        torch.from_numpy(tokens[1:].reshape(count, seq_len).copy()),
+        torch.from_numpy(weights.astype(np.float32).reshape(count, seq_len)),
+        torch.from_numpy(documents.reshape(count, seq_len)),
+    )
