@@ -1,5 +1,6 @@
 """The graph of steps: no arrow crosses a box, whatever the graph; implied arrows are left out; sweeps are one box."""
 
+import itertools
 import random
 import re
 
@@ -15,13 +16,9 @@ def step(name: str, *inputs: str) -> Step:
 
 def drawn(steps: list[Step], columns: int):
     svg = str(draw(steps, columns, 1112 if columns > 2 else 380))
-    boxes = [
-        tuple(map(float, m))
-        for m in re.findall(
-            r'translate\(([\d.-]+) ([\d.-]+)\)"><title>[^<]*</title>(?:<rect[^>]* x="4"[^>]*>)?<rect class="[^"]*" width="([\d.]+)" height="([\d.]+)"',
-            svg,
-        )
-    ]
+    box = r'translate\(([\d.-]+) ([\d.-]+)\)"><title>[^<]*</title>(?:<rect[^>]* x="4"[^>]*>)?'
+    box += r'<rect class="[^"]*" width="([\d.]+)" height="([\d.]+)"'
+    boxes = [tuple(map(float, found)) for found in re.findall(box, svg)]
     size = tuple(map(float, re.search(r'viewBox="0 0 (\d+) (\d+)" width', svg).groups()))
     arrows = []
     for path in re.findall(r'class="arrow"[^>]* d="([^"]+)"', svg):
@@ -50,7 +47,7 @@ def test_no_arrow_crosses_a_box_and_no_box_another(seed, columns):
         assert not any(abs(x - a) < w and abs(y - b) < h for a, b, _, _ in boxes[:i])
     for points in arrows:
         assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
-        for (x1, y1), (x2, y2) in zip(points, points[1:], strict=False):
+        for (x1, y1), (x2, y2) in itertools.pairwise(points):
             for x, y, w, h in boxes:
                 inside = (
                     min(x1, x2) < x + w - 0.5
