@@ -1,16 +1,36 @@
 """Which blocks of a page are its content (paper section 3.1: precision in boilerplate removal, recall of content).
 
-Three kinds of evidence, in this order: what an element is called (tag, role, class and id words) makes it suspect; where the mass of
-unlinked prose and code lies picks the element that holds the content; the share of link text drops lists of links
-inside it. A suspect that holds most of the page's prose is cleared: class names lie, the text does not.
+Three kinds of evidence, in this order: what an element is called (tag, role, class and id words) makes it suspect; where
+the mass of unlinked prose and code lies picks the element that holds the content; the share of link text drops lists of
+links inside it. A suspect that holds most of the page's prose is cleared: class names lie, the text does not.
 """
 
 from __future__ import annotations
 
 import re
 
+
+def names(text: str) -> frozenset[str]:
+    """A set of names, written as one string."""
+    return frozenset(text.split())
+
+
 BOILERPLATE_ROLES = frozenset(
-    "navigation banner contentinfo complementary search dialog alertdialog menu menubar toolbar tablist tooltip status".split()
+    [
+        "navigation",
+        "banner",
+        "contentinfo",
+        "complementary",
+        "search",
+        "dialog",
+        "alertdialog",
+        "menu",
+        "menubar",
+        "toolbar",
+        "tablist",
+        "tooltip",
+        "status",
+    ]
 )
 CONTENT_TAGS = frozenset(("article", "main"))
 SUSPECT_TAGS = frozenset(("aside", "footer", "header", "menu", "dialog", "figcaption"))
@@ -28,7 +48,9 @@ LIKELY_WORDS = (
     r"author-?(?:bio|box|info)|about-?author|bio|meta|post-?meta|entry-?meta|dateline|timestamp|time-?stamp|rating|print|tools|"
     r"credits?|photo-?credit|caption|hidden|feedback|survey|hero-?text|ribbon"
 )
-SUSPECT_WORDS = re.compile(rf"(?:^|\s|(?<!with)(?<!no)(?<!has)[_-])(?:({CERTAIN_WORDS})|{LIKELY_WORDS})(?:$|[\s_-])", re.IGNORECASE)
+SUSPECT_WORDS = re.compile(
+    rf"(?:^|\s|(?<!with)(?<!no)(?<!has)[_-])(?:({CERTAIN_WORDS})|{LIKELY_WORDS})(?:$|[\s_-])", re.IGNORECASE
+)
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 CONTENT_WORDS = re.compile(
     r"(?:^|[\s_-])(?:(?:article|post|story)[_-]*(?:body|content|text)|entry-?content|"
@@ -36,7 +58,7 @@ CONTENT_WORDS = re.compile(
     re.IGNORECASE,
 )
 HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
-NEVER_SUSPECT = frozenset(("html", "body", "main", "article", "pre", "h1", "h2", "h3", "table", "tbody", "tr", "td", "dd", "dt"))
+NEVER_SUSPECT = names("html body main article pre h1 h2 h3 table tbody tr td dd dt")
 
 DENSE = 0.5
 """A block whose text is linked beyond this share adds nothing to its containers."""
@@ -162,7 +184,7 @@ def content_root(rows: list[tuple]):
         root = best
 
 
-NEVER_ROOT = frozenset(("p", "pre", "tr", "td", "tbody", "table", "li", "ul", "ol", "dl", "dd", "dt", "blockquote", "section"))
+NEVER_ROOT = names("p pre tr td tbody table li ul ol dl dd dt blockquote section")
 
 
 def lies_in(frame, root) -> bool:

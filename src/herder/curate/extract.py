@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from selectolax.lexbor import LexborHTMLParser
 
-from herder.curate.boilerplate import choose
+from herder.curate.boilerplate import choose, names
 from herder.curate.charset import decode
 from herder.curate.walk import ALT, CLOSE, FORMULA, Block, walk
 from herder.records import Span
@@ -53,7 +53,7 @@ def extract(body: bytes | str, url: str | None = None, charset: str | None = Non
 UNWANTED = re.compile("[\x00-\x08\x0b\x0e-\x1f\ufdd0-\ufdd3\ud800-\udfff]")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ufdd0-\ufdd3\ud800-\udfff\ufeff\u00ad\u200b]")
 TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)([^>]*)>")
-VOID = frozenset("area base br col embed hr img input link meta source track wbr p li td tr th dt dd option".split())
+VOID = names("area base br col embed hr img input link meta source track wbr p li td tr th dt dd option")
 
 
 def flatten(html: str) -> str:
@@ -87,7 +87,7 @@ def assemble(blocks: list[Block]) -> tuple[str, list[Span]]:
             text, found = read_marks(text)
             if kind == "heading":
                 text = text.replace("\n", " ")
-                found = [Span(0, len(text), "heading")] + found
+                found = [Span(0, len(text), "heading"), *found]
         if not text:
             continue
         if parts:

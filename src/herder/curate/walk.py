@@ -12,21 +12,71 @@ import re
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from herder.curate.boilerplate import suspicion
+from herder.curate.boilerplate import names, suspicion
 
 FORMULA, ALT, CLOSE, BREAK = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 
 BLOCKS = frozenset(
-    "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption figure footer form"
-    " h1 h2 h3 h4 h5 h6 header hgroup hr html legend li listing main menu nav ol p plaintext pre search section summary table"
-    " tbody td tfoot th thead tr ul xmp".split()
+    [
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "body",
+        "caption",
+        "center",
+        "dd",
+        "details",
+        "dialog",
+        "dir",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hgroup",
+        "hr",
+        "html",
+        "legend",
+        "li",
+        "listing",
+        "main",
+        "menu",
+        "nav",
+        "ol",
+        "p",
+        "plaintext",
+        "pre",
+        "search",
+        "section",
+        "summary",
+        "table",
+        "tbody",
+        "td",
+        "tfoot",
+        "th",
+        "thead",
+        "tr",
+        "ul",
+        "xmp",
+    ]
 )
 HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 PREFORMATTED = frozenset(("pre", "listing", "xmp", "plaintext"))
-DROPPED = (
-    "style noscript template iframe svg textarea select button input object embed video audio canvas map noframes noembed"
-    " datalist progress meter frameset rp rt link meta base"
-).split()
+DROPPED = names(
+    "style noscript template iframe svg textarea select button input object embed video audio canvas map noframes "
+    "noembed datalist progress meter frameset rp rt link meta base"
+)
 SKIPPED = frozenset([*DROPPED, "script", "head", "title"])
 LISTS = frozenset(("ul", "ol", "menu", "dir"))
 
@@ -48,7 +98,12 @@ class Frame:
             self.suspect = self.home = self.row = self.table = None
             self.cell, self.language = 0, ""
         else:
-            self.skip, self.link, self.open_pre, self.suspect = parent.skip, parent.link, parent.open_pre, parent.suspect
+            self.skip, self.link, self.open_pre, self.suspect = (
+                parent.skip,
+                parent.link,
+                parent.open_pre,
+                parent.suspect,
+            )
             self.home, self.row, self.table, self.cell = parent.home, parent.row, parent.table, parent.cell
             self.language = parent.language
 
@@ -109,7 +164,7 @@ def walk(tree: LexborHTMLParser, has_tex_scripts: bool = False) -> list[Block]:
             node.decompose()
     else:
         tree.strip_tags(["script"], recursive=True)
-    tree.strip_tags(DROPPED, recursive=True)
+    tree.strip_tags(list(DROPPED), recursive=True)
     if tree.body is None:
         return []
     walker = Walker()
@@ -157,7 +212,35 @@ def walk(tree: LexborHTMLParser, has_tex_scripts: bool = False) -> list[Block]:
     return blocks_of_page
 
 
-PLAIN = frozenset("b i em strong u s small big font tt kbd samp var cite abbr acronym dfn mark q ins time bdi bdo wbr tbody".split())
+PLAIN = frozenset(
+    [
+        "b",
+        "i",
+        "em",
+        "strong",
+        "u",
+        "s",
+        "small",
+        "big",
+        "font",
+        "tt",
+        "kbd",
+        "samp",
+        "var",
+        "cite",
+        "abbr",
+        "acronym",
+        "dfn",
+        "mark",
+        "q",
+        "ins",
+        "time",
+        "bdi",
+        "bdo",
+        "wbr",
+        "tbody",
+    ]
+)
 
 
 def open_block(node: LexborNode, tag: str, parent: Frame) -> Frame:
@@ -199,7 +282,9 @@ def open_inline(node: LexborNode, tag: str, parent: Frame, walker: Walker) -> Fr
             walker.add(parent, f" {ALT}{alt}{CLOSE} ")
         return parent
     if tag in ("math", "script"):
-        tex, display = read_math(node) if tag == "math" else (node.text(), "mode=display" in (node.attributes.get("type") or ""))
+        tex, display = (
+            read_math(node) if tag == "math" else (node.text(), "mode=display" in (node.attributes.get("type") or ""))
+        )
         if tex.strip():
             tex = " ".join(tex.split())
             walker.add(parent, f" {FORMULA}\\[{tex}\\]{CLOSE} " if display else f"{FORMULA}\\({tex}\\){CLOSE}")
@@ -252,7 +337,12 @@ def open_script(node: LexborNode, tag: str, parent: Frame, walker: Walker) -> Fr
     marks, text = node.attributes.get("class") or "", node.text().strip()
     if "reference" in marks or (text.startswith("[") and text.endswith("]")):
         return skipping(parent)
-    if EXPONENT.fullmatch(text) and walker.pieces and BASE.search(walker.pieces[-1][-12:]) and text not in ("st", "nd", "rd", "th"):
+    if (
+        EXPONENT.fullmatch(text)
+        and walker.pieces
+        and BASE.search(walker.pieces[-1][-12:])
+        and text not in ("st", "nd", "rd", "th")
+    ):
         walker.add(parent, "^")
     return parent
 
@@ -268,7 +358,9 @@ def read_math(node: LexborNode) -> tuple[str, bool]:
     return tex, attributes.get("display") == "block"
 
 
-DULL_ALT = re.compile(r"(?:image|img|photo|picture|logo|icon|avatar|spacer|banner|thumbnail|loading)?[\s\d.:_-]*", re.IGNORECASE)
+DULL_ALT = re.compile(
+    r"(?:image|img|photo|picture|logo|icon|avatar|spacer|banner|thumbnail|loading)?[\s\d.:_-]*", re.IGNORECASE
+)
 FILE_NAME = re.compile(r"\S+\.(?:jpe?g|png|gif|svg|webp|bmp)", re.IGNORECASE)
 SMALL_IMAGE = 40
 
@@ -276,7 +368,12 @@ SMALL_IMAGE = 40
 def useful_alt(attributes: dict) -> str:
     """The alt text of an image, or "" where it says nothing: generic words, file names, icons."""
     alt = " ".join((attributes.get("alt") or "").split())
-    if len(alt) < 5 or DULL_ALT.fullmatch(alt) or FILE_NAME.fullmatch(alt) or "mwe-math" in (attributes.get("class") or ""):
+    if (
+        len(alt) < 5
+        or DULL_ALT.fullmatch(alt)
+        or FILE_NAME.fullmatch(alt)
+        or "mwe-math" in (attributes.get("class") or "")
+    ):
         return ""
     for side in ("width", "height"):
         size = (attributes.get(side) or "").removesuffix("px")
@@ -285,11 +382,45 @@ def useful_alt(attributes: dict) -> str:
     return alt
 
 
-LANGUAGE_CLASS = re.compile(r"(?:^|[\s:])(?:language-|lang-|highlight-source-|highlight-|brush:\s*|sourceCode\s+)([\w+#-]+)")
+LANGUAGE_CLASS = re.compile(
+    r"(?:^|[\s:])(?:language-|lang-|highlight-source-|highlight-|brush:\s*|sourceCode\s+)([\w+#-]+)"
+)
 NOT_A_LANGUAGE = frozenset(("default", "none", "text", "notranslate", "plaintext", "highlight", "nohighlight"))
 LANGUAGES = frozenset(
-    "python python3 pycon js javascript java c cpp rust go bash sh console shell sql html css json yaml toml ruby php perl r julia"
-    " haskell lua kotlin swift scala typescript ts".split()
+    [
+        "python",
+        "python3",
+        "pycon",
+        "js",
+        "javascript",
+        "java",
+        "c",
+        "cpp",
+        "rust",
+        "go",
+        "bash",
+        "sh",
+        "console",
+        "shell",
+        "sql",
+        "html",
+        "css",
+        "json",
+        "yaml",
+        "toml",
+        "ruby",
+        "php",
+        "perl",
+        "r",
+        "julia",
+        "haskell",
+        "lua",
+        "kotlin",
+        "swift",
+        "scala",
+        "typescript",
+        "ts",
+    ]
 )
 
 
