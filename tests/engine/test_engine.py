@@ -7,7 +7,7 @@ import torch
 from herder.engine import Engine, Sampling
 from herder.model import Llama, LlamaConfig
 
-GREEDY = Sampling(temperature=0, max_tokens=20, logprobs=True, stop_ids=frozenset())
+GREEDY = Sampling(temperature=0, max_tokens=20, logprobs=True, stop_ids=())
 
 
 def make_model(tok, seed=0, **changes):
@@ -115,7 +115,7 @@ def test_samples_of_one_prompt_differ_and_stand_together(engine, prompts):
 def test_generation_ends_with_the_first_stop_id(engine, model, prompts):
     ids, _ = recomputed(model, prompts[2], 20)
     stop = ids[6]
-    done = engine.generate([prompts[2]], Sampling(temperature=0, max_tokens=20, stop_ids={stop}))[0]
+    done = engine.generate([prompts[2]], Sampling(temperature=0, max_tokens=20, stop_ids=(stop,)))[0]
     assert done.ids == ids[: ids.index(stop) + 1]
     assert done.stop_reason == "stop"
 
@@ -132,12 +132,12 @@ def test_the_tokenizers_stop_ids_are_the_default_and_not_in_the_text(tok, prompt
 
 def test_generation_ends_where_the_context_ends(engine, tok):
     prompt = [tok.bos_id] * 90
-    done = engine.generate([prompt], Sampling(temperature=0, max_tokens=50, stop_ids=set()))[0]
+    done = engine.generate([prompt], Sampling(temperature=0, max_tokens=50, stop_ids=()))[0]
     assert (len(done.ids), done.stop_reason) == (6, "length")
 
 
 def test_logprobs_are_the_models_own_under_any_sampling(engine, model, prompts):
-    sampling = Sampling(temperature=0.5, top_p=0.8, max_tokens=10, logprobs=True, stop_ids=set())
+    sampling = Sampling(temperature=0.5, top_p=0.8, max_tokens=10, logprobs=True, stop_ids=())
     done = engine.generate([prompts[0]], sampling)[0]
     row = torch.tensor([prompts[0] + done.ids])
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_a_stream_gives_the_same_ids_and_text_as_generate(engine, tok, prompts):
 
 
 def test_completions_arrive_as_they_finish(engine, prompts):
-    each = [Sampling(max_tokens=20, stop_ids=set()), Sampling(max_tokens=2, stop_ids=set())]
+    each = [Sampling(max_tokens=20, stop_ids=()), Sampling(max_tokens=2, stop_ids=())]
     assert [i for i, _ in engine.completed(prompts[:2], each)] == [1, 0]
 
 

@@ -207,7 +207,7 @@ class Engine:
                     "and at least one must be left for the answer"
                 )
             self._check_ids(ids, f"prompt {number}")
-            stop_ids = self.tokenizer.stop_ids if s.stop_ids is None else s.stop_ids
+            stop_ids = self.tokenizer.stop_ids if s.stop_ids is None else frozenset(s.stop_ids)
             limit = min(s.max_tokens, self.context - len(ids))
             for sample in range(s.n):
                 draws = uniforms(s.seed, ids, sample, limit).tolist() if s.temperature > 0 else [0.0] * limit

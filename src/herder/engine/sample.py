@@ -38,7 +38,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_tokens: int = 128
     seed: int = 0
-    stop_ids: frozenset[int] | None = None
+    stop_ids: tuple[int, ...] | None = None
     n: int = 1
     logprobs: bool = False
 
@@ -62,7 +62,7 @@ class Sampling:
             if not fine:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {rule}")
         if self.stop_ids is not None:
-            object.__setattr__(self, "stop_ids", frozenset(int(i) for i in self.stop_ids))
+            object.__setattr__(self, "stop_ids", tuple(sorted({int(i) for i in self.stop_ids})))
 
     @property
     def filtered(self) -> bool:

@@ -1,0 +1,38 @@
+"""Evaluation (paper section 5): tasks, a runner that resumes, measures with intervals, and the baselines to beat."""
+
+from herder.evaluate.baselines import (
+    bits_per_byte,
+    compressed_bits_per_byte,
+    most_frequent_answer,
+    nearest_answers,
+    score_answers,
+)
+from herder.evaluate.ngram import KneserNey
+from herder.evaluate.quality import answers_well, fault
+from herder.evaluate.run import evaluate
+from herder.evaluate.task import (
+    BitsPerByteTask,
+    ChoiceItem,
+    ChoiceTask,
+    GenerationItem,
+    GenerationTask,
+    TextItem,
+)
+
+__all__ = [
+    "BitsPerByteTask",
+    "ChoiceItem",
+    "ChoiceTask",
+    "GenerationItem",
+    "GenerationTask",
+    "KneserNey",
+    "TextItem",
+    "answers_well",
+    "bits_per_byte",
+    "compressed_bits_per_byte",
+    "evaluate",
+    "fault",
+    "most_frequent_answer",
+    "nearest_answers",
+    "score_answers",
+]
