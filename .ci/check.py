@@ -104,9 +104,7 @@ def bound_names(path: Path) -> set[str]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.ImportFrom):
-            names |= {
-                alias.asname or alias.name for alias in node.names if node.module and (node.level == 0 or node.module)
-            }
+            names |= {alias.asname or alias.name for alias in node.names if node.module}
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):

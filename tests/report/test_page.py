@@ -210,6 +210,51 @@ def test_no_damage_stops_the_report(run):
         assert summary(run)
 
 
+def mutated(value, rng):
+    """The value with one part, at any depth, replaced by something that does not belong there."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.8:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key = rng.choice(keys)
+        copy = dict(value) if isinstance(value, dict) else list(value)
+        copy[key] = mutated(value[key], rng)
+        return copy
+    return rng.choice(
+        [
+            None,
+            True,
+            -1,
+            0,
+            1e308,
+            -5e-324,
+            float("nan"),
+            float("-inf"),
+            10**400,
+            "",
+            "x" * 999,
+            [],
+            [None],
+            {},
+            {"a": []},
+        ]
+    )
+
+
+def test_no_wrong_value_stops_the_report(run):
+    rng = random.Random(3)
+    files = sorted(run.parent.rglob("*.json"))
+    before = {path: path.read_text() for path in files}
+    for _ in range(15):
+        for path in [*rng.sample(files, 10), run / "run.json"]:
+            path.write_text(json.dumps(mutated(json.loads(before[path]), rng)))
+        path = rng.choice(sorted(run.parent.rglob("metrics.jsonl")))
+        rows = [mutated(json.loads(line), rng) for line in path.read_text().splitlines()[:30]]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        assert page_of(run).crossed == []
+        assert summary(run)
+        for path in files:
+            path.write_text(before[path])
+
+
 def test_a_step_outside_the_folder_of_runs_is_not_read(run, tmp_path):
     (tmp_path / "step.json").write_text('{"numbers": {"secret": "a secret of the machine"}}')
     record = json.loads((run / "run.json").read_text())

@@ -20,7 +20,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 34
 
 def count(number: float | None) -> str:
     """12345 -> '12,345', 2_340_000 -> '2.34M': exact below a million, then three digits."""
-    if number is None or not math.isfinite(number):
+    if number is None or not abs(number) < 1e300:
         return "–"
     return plain(number) if abs(number) < 999_500 else short(number)
 
@@ -49,7 +49,7 @@ def plain(number: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    if seconds is None:
+    if seconds is None or not abs(seconds) < 1e15:
         return "–"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -86,7 +86,7 @@ def interval(m: Measure | str) -> str:
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) from `low` to `high`."""
     span = high - low
-    if not span > 0:
+    if not span > 1e-300:
         return [low]
     raw = span / wanted
     power = 10 ** math.floor(math.log10(raw))

@@ -22,8 +22,7 @@ from herder.report.read import Part, Run, cut, flatten, read_run
 PAGE_LIMIT = 3_000_000
 """Bytes of a page: what a mail or a chat still carries."""
 
-REASONS_SHOWN = 14
-CARDS_OPEN = 4
+REASONS_SHOWN, CARDS_OPEN = 14, 4
 RATES = ("lr", "grad_norm", "tflops", "mfu")
 """Curves that belong to the details of a training step."""
 
@@ -202,13 +201,7 @@ def funnel(ledgers: Sequence[Ledger]) -> list[dict]:
         left -= number
     rows.append(("kept", total.documents, 0.0, total.documents, "kept"))
     return [
-        {
-            "label": label,
-            "count": number,
-            "share": number / whole,
-            "bar": charts.bar(low / whole, high / whole, css),
-            "css": css,
-        }
+        {"label": label, "count": number, "share": number / whole, "bar": charts.bar(low / whole, high / whole, css)}
         for label, number, low, high, css in rows
     ]
 

@@ -95,7 +95,7 @@ def read_step(root: Path, row: Any, number: int) -> Step:
         return Step(f"step {number}", "", problem=f"run.json, step {number}: no name")
     address = str(row.get("address") or "")
     step = Step(str(row["name"]), address, row.get("reused") is True, finite(row.get("seconds")))
-    folder = (root / address).resolve()
+    folder = (root / address[:240]).resolve()  # no file system takes longer names
     if not address or root not in folder.parents:
         step.problem = "its address does not lie in the folder of runs"
         return step
@@ -170,6 +170,11 @@ def finite(value: Any, default: float | None = None) -> float | None:
     return float(value) if good else default
 
 
+def whole(value: Any) -> int:
+    """A count; 0 where it is none."""
+    return max(0, int(finite(value, 0.0)))
+
+
 def measure(value: Any) -> Measure:
     """A Measure from its JSON, or from a bare number. Raises ValueError for anything else."""
     fields = value if isinstance(value, dict) else {"value": value}
@@ -177,7 +182,7 @@ def measure(value: Any) -> Measure:
     if number is None:
         raise ValueError("a measure without a number")
     ends = [e if isinstance(e := fields.get(k), int | float) and e == e else math.nan for k in ("low", "high")]
-    return Measure(number, int(finite(fields.get("n"), 0)), *map(float, ends), str(fields.get("unit") or ""))
+    return Measure(number, whole(fields.get("n")), *map(float, ends), str(fields.get("unit") or ""))
 
 
 def flatten(numbers: dict, prefix: str = "") -> list[tuple[str, Measure | str]]:
@@ -197,8 +202,8 @@ def flatten(numbers: dict, prefix: str = "") -> list[tuple[str, Measure | str]]:
 def parse_ledger(raw: list) -> list[Ledger]:
     ledgers = []
     for row in raw:
-        counts = {k: int(row.get(k) or 0) for k in ("read", "bytes", "documents", "characters", "tokens")}
-        removed = {str(k): int(v) for k, v in (row.get("removed") or {}).items()}
+        counts = {k: whole(row.get(k)) for k in ("read", "bytes", "documents", "characters", "tokens")}
+        removed = {str(k): whole(v) for k, v in (row.get("removed") or {}).items()}
         ledgers.append(Ledger(source=str(row.get("source") or ""), removed=removed, **counts))
     return ledgers
 
@@ -234,7 +239,7 @@ def as_text(value: Any) -> str:
 
 def parse_mixture(raw: dict) -> list[tuple[str, float, float, int]]:
     return [
-        (name, finite(row.get("target"), 0.0), finite(row.get("realised"), 0.0), int(row.get("tokens") or 0))
+        (name, finite(row.get("target"), 0.0), finite(row.get("realised"), 0.0), whole(row.get("tokens")))
         for name, row in raw.items()
     ]
 
