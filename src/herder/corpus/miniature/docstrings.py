@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from herder.corpus.miniature.blocks import Article, Block
+from herder.corpus.miniature.blocks import TEX_CLOSE, TEX_OPEN, Article, Block
 
 SHORTEST_DOCSTRING = 120
-LONGEST_PAGE = 6000
+LONGEST_PAGE = 4000
 LONGEST_SOURCE_LINES = 60
 SOURCE_HEADING = "Source code"
 
+_MATH_ROLE = re.compile(r":math:`([^`]+)`")
 _ROLE = re.compile(r":[a-z:+]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`")
 _TICKS = re.compile(r"``([^`]+)``|`([^`]+)`_{0,2}")
 _DIRECTIVE = re.compile(r"\.\. ([a-z:-]+)::\s*(.*)")
@@ -176,8 +177,8 @@ def docstring_blocks(doc: str) -> list[Block]:
             lines = lines[2:]
         if not lines:
             continue
-        titled = bool(blocks) and blocks[-1].kind == "heading"
-        made = _chunk_blocks(lines, literal, titled)
+        title = blocks[-1].text if blocks and blocks[-1].kind == "heading" else ""
+        made = _chunk_blocks(lines, literal, title)
         literal = lines[-1].endswith("::")
         for block in made:
             if block.kind == "code" and blocks and blocks[-1].kind == "code":
@@ -187,7 +188,7 @@ def docstring_blocks(doc: str) -> list[Block]:
     return blocks
 
 
-def _chunk_blocks(lines: list[str], literal: bool, titled: bool) -> list[Block]:
+def _chunk_blocks(lines: list[str], literal: bool, title: str) -> list[Block]:
     directive = _DIRECTIVE.match(lines[0].strip())
     if directive:
         return _directive(directive[1], directive[2], lines[1:])
@@ -198,8 +199,8 @@ def _chunk_blocks(lines: list[str], literal: bool, titled: bool) -> list[Block]:
         return [Block("list", "\n".join(_items(lines)))]
     if lines[0].strip() in _SECTION_WORDS and len(lines) > 1:
         return [Block("heading", lines[0].strip().rstrip(":"), "3"), Block("list", "\n".join(_items(lines[1:])))]
-    if min(indents) == 0 and max(indents) > 0 and (titled or _ENTRY.match(lines[0])):
-        return [Block("list", "\n".join(_items(lines)))]
+    if min(indents) == 0 and max(indents) > 0 and (title or _ENTRY.match(lines[0])):
+        return [Block("list", "\n".join(_items(lines, typed=title != "See Also")))]
     if len(lines) > 1 and min(indents) > 0 and max(indents) - min(indents) > 3:
         return [Block("code", _dedent(lines), "python")]
     text = _inline(" ".join(line.strip() for line in lines))
@@ -216,14 +217,17 @@ def _directive(name: str, argument: str, lines: list[str]) -> list[Block]:
     return [Block("paragraph", _inline(text))] if len(text) > 20 else []
 
 
-def _items(lines: list[str]) -> list[str]:
-    """Entries of a list: a line at the outermost indent starts one, deeper lines belong to the one above."""
+def _items(lines: list[str], typed: bool = True) -> list[str]:
+    """Entries of a list: a line at the outermost indent starts one, deeper lines belong to the one above.
+
+    `typed` entries "name : type" read "name (type): ..." as elsewhere; untyped ones keep their colon.
+    """
     outer = min(len(line) - len(line.lstrip()) for line in lines)
     items: list[str] = []
     for line in lines:
         text = line.strip()
         if len(line) - len(line.lstrip()) == outer or not items:
-            entry = _ENTRY.match(text)
+            entry = _ENTRY.match(text) if typed else None
             items.append(f"{entry[1]} ({entry[2]}):" if entry else _BULLET.sub("", text, count=1))
         else:
             joint = "" if items[-1].endswith((":", ",", ".")) or " " in items[-1] else ":"
@@ -239,5 +243,6 @@ def _inline(text: str) -> str:
     """Prose without reStructuredText's roles and ticks."""
     if "`" not in text:
         return " ".join(text.split())
+    text = _MATH_ROLE.sub(f"{TEX_OPEN}\\1{TEX_CLOSE}", text)
     text = _ROLE.sub(lambda m: m[1].lstrip("!"), text)
     return " ".join(_TICKS.sub(lambda m: (m[1] or m[2]).removeprefix("~").removeprefix("."), text).split())

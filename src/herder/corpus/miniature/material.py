@@ -162,7 +162,7 @@ def topics() -> list[Article]:
     return articles
 
 
-CHUNK_LINES = 60
+CHUNK_LINES = 40
 
 
 def source_chunks(module: Module) -> Iterator[Article]:

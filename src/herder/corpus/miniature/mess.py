@@ -58,13 +58,13 @@ def repeated_spam(rng: random.Random) -> tuple[str, list[Block]]:
     return lines[0].split(",")[0], [Block("paragraph", rng.choice(lines)) for _ in range(rng.randrange(15, 45))]
 
 
-def link_farm(titles: list[str], rng: random.Random) -> tuple[str, list[Block], str]:
-    """A page of links only: title, blocks for the truth, and its HTML."""
+def link_farm(titles: list[str], rng: random.Random) -> tuple[str, str]:
+    """A page of links only, which is no text at all: its title and its HTML."""
     names = [f"{rng.choice(words.KEYWORDS)} {rng.choice(titles)}" for _ in range(rng.randrange(60, 160))]
     links = "\n".join(
         f'<a href="https://{rng.choice(words.KEYWORDS)}{i}.example/">{n}</a>' for i, n in enumerate(names)
     )
-    return "Links", [Block("list", "\n".join(names))], f"<div>{links}</div>"
+    return "Links", f"<div>{links}</div>"
 
 
 def adult_page(rng: random.Random) -> tuple[str, list[Block]]:

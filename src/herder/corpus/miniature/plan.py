@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from herder.config import runtime
 from herder.corpus.miniature import mess, words
 from herder.corpus.miniature.benchmark import benchmark_items
-from herder.corpus.miniature.blocks import Article, Block
+from herder.corpus.miniature.blocks import TEX_OPEN, Article, Block
 from herder.corpus.miniature.material import WIKI_FILES, Shelf, gather
 from herder.corpus.miniature.sites import Site, make_sites
 
@@ -20,6 +20,7 @@ CRAWLS = ("2023-06", "2023-12", "2024-07")
 PAGES_PER_SITE = 60
 SHORTEST_COPIED_WORDS = 50
 """Only pages of this many words are duplicated: shingles of shorter ones say too little to call a copy near."""
+NEAR_EDITS = (0.05, 0.30)
 FAULTS = ("cut_gzip", "cut_length", "cut_flag", "cut_chunks")
 BROKEN = {"bad_gzip": "decode_error", "strange_encoding": "unknown_encoding", "no_body": "empty"}
 
@@ -184,15 +185,18 @@ class Planner:
 
     def _article(self, home: str, article: Article) -> None:
         planted = ["code"] if any(block.kind == "code" for block in article.blocks) else []
+        if any(block.kind == "formula" or TEX_OPEN in block.text for block in article.blocks):
+            planted.append("formula")
         origin, kind, language, blocks = article.origin, article.kind, article.language, list(article.blocks)
         rng, config = self.rng, self.config
         if kind == "wiki" and rng.random() < config.tables / 0.6:
             blocks.insert(0, mess.fact_table(article, rng))
             planted.append("table")
         if rng.random() < config.images:
-            alt = rng.choice(words.IMAGE_ALTS[language])
+            alt = rng.choice(words.IMAGE_ALTS[language] if kind == "wiki" else words.IMAGE_ALTS_TECHNICAL)
+            at = rng.randrange(len(blocks) + 1) if kind == "wiki" else len(blocks)  # signatures stay under the name
             name = f"{rng.choice(words.GIVEN)} {rng.choice(words.FAMILY)}"
-            blocks.insert(rng.randrange(len(blocks) + 1), Block("image", alt.format(title=article.title, name=name)))
+            blocks.insert(at, Block("image", alt.format(title=article.title, name=name)))
             planted.append("image")
         self.add(home, origin, kind, language, article.title, blocks, planted=planted)
 
@@ -201,7 +205,7 @@ class Planner:
         for capture in self.captures:
             if capture.kind != "source" and self.rng.random() < self.config.formulas:
                 capture.blocks += mess.formula_blocks(capture.language, self.rng)
-                capture.planted.append("formula")
+                capture.planted = [*capture.planted, "formula"] if "formula" not in capture.planted else capture.planted
             if capture.kind == "wiki" and self.rng.random() < self.config.contacts / 0.6:
                 block, found = mess.contact_sentence(capture.language, self.rng)
                 capture.blocks.append(block)
@@ -223,7 +227,7 @@ class Planner:
         """Copies of good pages; every page has copies of one kind only, so the truth stays plain."""
         plain = [c for c in self.captures if not c.pii and not c.benchmark and _words(c) >= SHORTEST_COPIED_WORDS]
         self.rng.shuffle(plain)
-        prose = [c for c in plain if c.kind == "wiki"] or plain
+        prose = [c for c in plain if _words(c, mess.PROSE) >= 0.7 * _words(c)]
         pool = " ".join(b.text for c in prose[:300] for b in c.blocks if b.kind == "paragraph").split()
         used: set[str] = set()
         makers: dict[str, tuple[list[Capture], Callable[[Capture], None]]] = {
@@ -257,7 +261,10 @@ class Planner:
         self._copy(base, base.blocks, "exact_duplicate", "exact_duplicate")
 
     def _near(self, base: Capture, pool: list[str]) -> None:
-        blocks, edit = mess.near_copy(base.blocks, self.rng.uniform(0.05, 0.30), pool, self.rng)
+        low, high = NEAR_EDITS
+        edit = 0.0
+        while not low <= edit <= high:
+            blocks, edit = mess.near_copy(base.blocks, self.rng.uniform(low, high), pool, self.rng)
         self._copy(base, blocks, "near_duplicate", "near_duplicate", edit=edit)
 
     def _recrawl(self, base: Capture, pool: list[str]) -> None:
@@ -306,7 +313,8 @@ class Planner:
             kind = ("spam_keywords", "spam_repeated", "spam_links")[number % 3]
             raw = ""
             if kind == "spam_links":
-                title, blocks, raw = mess.link_farm(titles, rng)
+                title, raw = mess.link_farm(titles, rng)
+                blocks = []
             else:
                 title, blocks = mess.keyword_spam(rng) if kind == "spam_keywords" else mess.repeated_spam(rng)
             self.add(home, f"spam/{number}", "spam", "en", title, blocks, expected="spam", planted=[kind], raw=raw)
@@ -396,7 +404,7 @@ def wiki_pages(leads: list[Article], count: int, rng: random.Random) -> list[Art
 def _joined(leads: list[Article]) -> Article:
     first = leads[0]
     blocks = [b for lead in leads for b in (Block("heading", lead.title, "2"), *lead.blocks)]
-    title = f"{first.topic}: " + ", ".join(lead.title for lead in leads)
+    title = ", ".join(lead.title for lead in leads)
     origin = f"{first.origin}+{len(leads) - 1}"
     return Article(origin, "wiki", first.language, title, tuple(blocks), first.topic)
 
@@ -411,5 +419,5 @@ def technical_pages(shelf: Shelf, count: int) -> list[Article]:
     return (pages + rest)[:count]
 
 
-def _words(capture: Capture) -> int:
-    return sum(len(block.text.split()) for block in capture.blocks)
+def _words(capture: Capture, kinds: tuple[str, ...] = ()) -> int:
+    return sum(len(block.text.split()) for block in capture.blocks if not kinds or block.kind in kinds)

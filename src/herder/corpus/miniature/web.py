@@ -66,7 +66,7 @@ def write_web(out: Path, config: WebConfig | None = None) -> Ledger:
     out = Path(out)
     captures = Planner(config).plan()
     if config.pages >= TOO_LARGE_FROM_PAGES:
-        captures[-1] = _too_large(captures[-1])
+        _make_too_large(next((c for c in captures if c.expected == "http_error"), captures[-1]))
     part = out / "warc.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -82,7 +82,10 @@ def write_web(out: Path, config: WebConfig | None = None) -> Ledger:
 
 def _write_files(folder: Path, captures: list[Capture], config: WebConfig, ledger: Ledger) -> None:
     count = max(1, min(config.files, len(captures)))
-    titles = [c.title for c in captures if c.title and c.expected == ""] or ["Home"]
+    titles: dict[str, list[str]] = {language: ["Home"] for language in words.NAVIGATION}
+    for capture in captures:
+        if capture.title and not capture.expected:
+            titles[capture.language].append(capture.title)
     rng = random.Random(f"pages/{config.seed}")
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(folder / f"miniature-{n:05d}.warc.gz", "wb")) for n in range(count)]
@@ -124,7 +127,7 @@ def _write_record(file: BinaryIO, kind: str, fields: list[tuple[str, str]], bloc
     file.write(machine.compress(head + block + b"\r\n\r\n") + machine.flush())
 
 
-def _page(capture: Capture, titles: list[str], rng: random.Random) -> bytes:
+def _page(capture: Capture, titles: dict[str, list[str]], rng: random.Random) -> bytes:
     """The page's HTML in its charset (before content encodings), or the file's bytes."""
     if capture.transport.startswith("file:"):
         return mess.other_file(random.Random(int(capture.transport[5:])))[2]
@@ -140,7 +143,7 @@ def _page(capture: Capture, titles: list[str], rng: random.Random) -> bytes:
             content = f"{pieces[0]}\n<p>{pieces[1]}\n{advert}\n<p>{pieces[2]}"
     name = f"{rng.choice(words.GIVEN)} {rng.choice(words.FAMILY)}"
     byline = words.BYLINE[site.language].format(name=name, date=capture.crawled_at[:10])
-    view = View(title, content, byline, tuple(rng.choices(titles, k=6)))
+    view = View(title, content, byline, tuple(rng.choices(titles[site.language], k=6)))
     case = capture.transport
     charset = {"bare_cp1252": "", "cp1252": "windows-1252", "header_latin1": "", "utf16": ""}.get(case, "utf-8")
     html = page_html(site, view, charset)
@@ -199,9 +202,8 @@ _CONTENT_TYPES = {
 }  # fmt: skip
 
 
-def _too_large(capture: Capture) -> Capture:
-    capture.transport, capture.expected, capture.planted = "too_large", "too_large", ["too_large"]
-    return capture
+def _make_too_large(capture: Capture) -> None:
+    capture.transport, capture.expected, capture.planted, capture.kind = "too_large", "too_large", ["too_large"], "dump"
 
 
 def _truth(captures: list[Capture], ledger: Ledger) -> pa.Table:

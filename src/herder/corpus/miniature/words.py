@@ -139,6 +139,11 @@ IMAGE_ALTS = {
     "fr": ("Photographie de {title} prise par {name}", "Carte qui situe {title}"),
     "es": ("Fotografía de {title} tomada por {name}", "Mapa que sitúa {title}"),
 }
+IMAGE_ALTS_TECHNICAL = (
+    "Diagram of the parts of {title}",
+    "Screenshot that shows {title} at work",
+    "Sketch of {title} by {name}",
+)
 TABLE_WORDS = {
     "en": (("Subject", "Field", "Length in words", "Last revision", "Editor"), "Facts"),
     "fr": (("Sujet", "Domaine", "Longueur en mots", "Dernière révision", "Responsable"), "Faits"),
