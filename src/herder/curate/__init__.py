@@ -5,6 +5,7 @@ extract with walk and boilerplate, words, language, heuristics, MinHash signatur
 one fate (URLs, thresholds, duplicates, the held-out split). `why` explains a fate, `audit` compares fates with planted truth.
 """
 
+from herder.curate.audit import audit
 from herder.curate.dedup import NearDuplicates
 from herder.curate.extract import Page, extract
 from herder.curate.heuristics import Thresholds
@@ -12,4 +13,4 @@ from herder.curate.pipeline import curate
 from herder.curate.settings import CurateConfig
 from herder.curate.why import why
 
-__all__ = ["CurateConfig", "NearDuplicates", "Page", "Thresholds", "curate", "extract", "why"]
+__all__ = ["CurateConfig", "NearDuplicates", "Page", "Thresholds", "audit", "curate", "extract", "why"]

@@ -131,6 +131,7 @@ def settle(sources: list, parts: list[Part], ledgers: list[Ledger], corpus: Corp
         total = result[part.source_index]
         rows = corpus.rows_of(shard)
         total.read, total.bytes = total.read + ledger.read, total.bytes + ledger.bytes
+        total.notes += ledger.notes
         for reason, count in ledger.removed.items():
             total.remove(reason, count)
         fates = corpus.fate[rows]
