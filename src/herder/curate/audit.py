@@ -6,6 +6,7 @@ go? Of a group of duplicates any one member may survive. Extraction is measured 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def by_edit(rows: dict, fates: dict, rule: NearDuplicates | None = None) -> dict
     rule = rule or NearDuplicates()
     survivors = surviving_groups(rows, fates)
     result = {}
-    for low, high in zip(EDIT_BANDS, EDIT_BANDS[1:], strict=False):
+    for low, high in itertools.pairwise(EDIT_BANDS):
         copies = [
             r for r in rows.values() if r["expected"] == "near_duplicate" and low <= (r.get("edit") or 0.0) < high
         ]

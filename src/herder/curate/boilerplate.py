@@ -115,8 +115,8 @@ def inside_article(frame) -> bool:
     return False
 
 
-def choose(blocks: list) -> list:
-    """The blocks that are content, in order."""
+def choose(blocks: list, title: str = "") -> list:
+    """The blocks that are content, in order; `title` is the page's, to know its headline by."""
     masses = [mass(block) for block in blocks]
     clear_suspects(blocks, masses)
     rows = [(block, m) for block, m in zip(blocks, masses, strict=True) if block.frame.suspect is None]
@@ -124,7 +124,17 @@ def choose(blocks: list) -> list:
         return []
     root = content_root(rows)
     inside = [block for block, _ in rows if lies_in(block.frame, root)]
-    return drop_empty_sections(inside, [is_content(block) for block in inside])
+    kept = drop_empty_sections(inside, [is_content(block) for block in inside])
+    headline = None if any(block.frame.tag == "h1" for block in kept) else find_headline(blocks, title)
+    return [headline, *kept] if headline and kept else kept
+
+
+def find_headline(blocks: list, title: str):
+    """The page's own heading where it stands outside the content element: a h1 that the title repeats."""
+    for block in blocks:
+        if block.frame.tag == "h1" and block.text and block.text in title:
+            return block
+    return None
 
 
 def mass(block) -> float:
@@ -161,7 +171,7 @@ def content_root(rows: list[tuple]):
     """The element that holds the content: from the page's root down, as long as one child holds most of the weight."""
     together: dict = {}
     for block, m in rows:
-        container = block.frame.parent or block.frame
+        container = block.frame if block.frame.tag == "td" else block.frame.parent or block.frame
         together[container] = together.get(container, 0.0) + m
     children: dict = {}
     root = None
@@ -175,16 +185,21 @@ def content_root(rows: list[tuple]):
             child = None if known else frame
             frame.weight += weight
             root, frame = frame, frame.parent
+    chosen = root
     while True:
         best = max(children.get(root, ()), key=lambda f: f.weight, default=None)
         if best is None or best.weight == 0.0 or best.tag in NEVER_ROOT or (root.named and not best.named):
-            return root
+            return chosen
         if best.weight < root.weight * (DESCEND_NAMED if best.named else DESCEND):
-            return root
+            return chosen
         root = best
+        if root.tag not in TABLE_PARTS:
+            chosen = root
 
 
-NEVER_ROOT = names("p pre tr td tbody table li ul ol dl dd dt blockquote section")
+NEVER_ROOT = frozenset(("p", "pre", "li", "ul", "ol", "dl", "dd", "dt", "blockquote", "section"))
+TABLE_PARTS = frozenset(("table", "tbody", "tr"))
+"""Passed through on the way to the cell of a layout table; a table that holds data has no cell with most of the weight."""
 
 
 def lies_in(frame, root) -> bool:

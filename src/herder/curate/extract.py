@@ -15,7 +15,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 from herder.curate.boilerplate import choose, names
 from herder.curate.charset import decode
-from herder.curate.walk import ALT, CLOSE, FORMULA, Block, walk
+from herder.curate.walk import ALT, CLOSE, FORMULA, Block, Frame, walk
 from herder.records import Span
 
 MAX_DEPTH = 800
@@ -46,7 +46,7 @@ def extract(body: bytes | str, url: str | None = None, charset: str | None = Non
     title = tree.css_first("title")
     blocks = walk(tree, has_tex_scripts="math/tex" in html)
     name = " ".join(title.text().split()) if title is not None else ""
-    text, spans = assemble(choose(blocks))
+    text, spans = assemble(choose(blocks, name))
     return Page(text, spans, CONTROL.sub("", name))
 
 
@@ -124,7 +124,7 @@ def merge_rows(blocks: list[Block]):
         block = blocks[index]
         row = block.frame.row
         if row is None or block.kind == "code" or id(row.table) in layout:
-            yield block.text, block.kind, block.language, block.frame.home
+            yield block.text, block.kind, block.language, home_of(block.frame, layout)
             index += 1
             continue
         cells: dict[int, list[str]] = {}
@@ -133,11 +133,21 @@ def merge_rows(blocks: list[Block]):
             cells.setdefault(blocks[index].frame.cell, []).append(text)
             index += 1
         line = " | ".join(" ".join(cells.get(cell, [""])) for cell in range(max(cells) + 1))
-        yield line, "row", "", row.table
+        yield line, "row", "", home_of(block.frame, layout)
+
+
+def home_of(frame: Frame, layout: set[int]) -> Frame | None:
+    """The outermost list, table of data or quotation that a block lies in."""
+    home, outermost = frame.home, None
+    while home is not None:
+        if id(home) not in layout:
+            outermost = home
+        home = home.parent.home
+    return outermost
 
 
 def layout_tables(blocks: list[Block]) -> set[int]:
-    """Tables that place things on the page instead of holding data: code, headings or several paragraphs in one cell."""
+    """Tables that place things on the page instead of holding data: code, headings, lists or much text in one cell."""
     layout, cells = set(), {}
     for block in blocks:
         row = block.frame.row
@@ -145,13 +155,14 @@ def layout_tables(blocks: list[Block]) -> set[int]:
             continue
         key = (id(row), block.frame.cell)
         cells[key] = cells.get(key, 0) + 1
-        if block.kind in ("code", "heading") or cells[key] > MAX_BLOCKS_PER_CELL or len(block.text) > MAX_CELL:
+        crowded = cells[key] > MAX_BLOCKS_PER_CELL or len(block.text) > MAX_CELL
+        if crowded or block.kind in ("code", "heading") or block.frame.tag == "li":
             layout.add(id(row.table))
     return layout
 
 
-MAX_BLOCKS_PER_CELL = 6
-MAX_CELL = 1500
+MAX_BLOCKS_PER_CELL = 3
+MAX_CELL = 600
 MARKS = re.compile(f"[{FORMULA}{ALT}{CLOSE}]")
 TEX_IN_TEXT = re.compile(r"\\\((?:[^\\]|\\[^)]){1,2000}?\\\)|\\\[(?:[^\\]|\\[^\]]){1,4000}?\\\]|\$\$[^$]{1,4000}\$\$")
 

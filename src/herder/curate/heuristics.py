@@ -23,7 +23,7 @@ from herder.records import Span
 class Thresholds:
     """Where each rule draws its line. Shares are between 0 and 1; the sources are Rae et al. (table A1) where they give one."""
 
-    min_words: int = 20
+    min_words: int = 15
     max_words: int = 200_000
     min_mean_word: float = 2.5
     max_mean_word: float = 12.0
@@ -36,8 +36,8 @@ class Thresholds:
     max_top_2gram: float = 0.2
     max_top_3gram: float = 0.18
     max_top_4gram: float = 0.16
-    max_repeated_5grams: float = 0.3
-    max_repeated_10grams: float = 0.15
+    max_repeated_5grams: float = 0.5
+    max_repeated_10grams: float = 0.4
     max_dirty_words: float = 0.015
     min_dirty_words: int = 3
     max_top_word: float = 0.1
@@ -138,7 +138,7 @@ def repetition(hashes: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
     for n in (2, 3, 4):
         _, first, counts = np.unique(shingles(hashes, n), return_index=True, return_counts=True)
         top = int(counts.argmax())
-        covered = counts[top] * sizes[first[top] : first[top] + n].sum() if counts[top] > 1 else 0
+        covered = counts[top] * sizes[first[top] : first[top] + n].sum() if counts[top] >= MIN_REPEATS else 0
         numbers[f"top_{n}gram"] = float(covered / total)
     for n in (5, 10):
         numbers[f"repeated_{n}grams"] = repeated_share(hashes, sizes, n)
@@ -146,6 +146,9 @@ def repetition(hashes: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
 
 
 MIN_CONTENT_WORD = 4
+MIN_REPEATS = 4
+"""In a short text a name said three times is a fifth of it, and no fault."""
+MIN_LINES = 4
 
 
 def repeated_share(hashes: np.ndarray, sizes: np.ndarray, n: int) -> float:
@@ -173,8 +176,10 @@ def line_repetition(lines: list[str]) -> dict[str, float]:
     return {
         "repeated_lines": sum(repeats.values()) / len(lines),
         "repeated_line_characters": sum(len(line) * k for line, k in repeats.items()) / sum(map(len, lines)),
-        "bullet_lines": sum(line.startswith(BULLETS) for line in lines) / len(lines),
-        "ellipsis_lines": sum(line.endswith(ELLIPSES) for line in lines) / len(lines),
+        "bullet_lines": 0.0 if len(lines) < MIN_LINES else sum(line.startswith(BULLETS) for line in lines) / len(lines),
+        "ellipsis_lines": 0.0
+        if len(lines) < MIN_LINES
+        else sum(line.endswith(ELLIPSES) for line in lines) / len(lines),
     }
 
 

@@ -259,9 +259,9 @@ def open_block(node: LexborNode, tag: str, parent: Frame) -> Frame:
             frame.cell = parent.row.cells
     elif tag == "table":
         frame.row, frame.table = None, frame
-        frame.home = parent.home or frame
+        frame.home = frame
     elif tag in LISTS or tag == "blockquote":
-        frame.home = parent.home or frame
+        frame.home = frame
     return frame
 
 
