@@ -11,7 +11,7 @@ from herder.report.read import Step
 
 
 def step(name: str, *inputs: str) -> Step:
-    return Step(name, name + "-0", seconds=1.0, inputs={f"in{i}": source for i, source in enumerate(inputs)})
+    return Step(name, name, seconds=1.0, inputs={f"in{i}": source for i, source in enumerate(inputs)})
 
 
 def drawn(steps: list[Step], columns: int):
@@ -94,6 +94,13 @@ def test_a_sweep_is_one_box_and_unlike_steps_are_not():
     assert family_title(families(steps)[1]) == "dim × 4"
     assert len(drawn(steps, 5)[0]) == 4
     assert [len(family) for family in families(steps[:4])] == [1, 1, 1, 1]  # three are shown as they are
+
+
+def test_steps_of_one_name_are_told_apart_by_their_addresses():
+    steps = [Step("1_a/x", "1_a/x-1"), Step("1_a/x", "1_a/x-2"), Step("1_a/y", "1_a/y-1", inputs={"x": "1_a/x-1"})]
+    boxes, arrows, _ = drawn(steps, 5)
+    assert len(boxes) == 3
+    assert arrows[0][0][1] == boxes[0][1] + boxes[0][3] / 2
 
 
 def test_two_steps_without_address_do_not_collide():

@@ -3,13 +3,16 @@
 import json
 import random
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import pytest
 from report_fixture import GRAPH
 
+from herder.records import Ledger, Measure
 from herder.report import summary, write_report
 from herder.report.page import PAGE_LIMIT
+from herder.steps import Step, execute
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -77,6 +80,30 @@ def test_shows_every_step_and_everything_measured(run):
         "What is 59 + 38?",
     }
     assert sum(w == "↻ reused" for w in page.words) == 2 * 4  # once in the wide and once in the narrow graph
+
+
+@dataclass(frozen=True)
+class Plan:
+    documents: int = 3
+
+
+def count_documents(config, inputs, out):
+    (out / "ledger.json").write_text(
+        json.dumps([Ledger("web", 7, 70, config.documents, removed={"short": 4}).to_json()])
+    )
+    return {"documents": config.documents, "precision": Measure.share(9, 10)}
+
+
+def test_reads_what_the_runner_of_steps_writes(tmp_path):
+    web = Step("1_corpus/web", count_documents, Plan())
+    again = Step("1_corpus/again", count_documents, Plan(2), {"web": web})
+    execute("tiny", Plan(), [web], tmp_path)
+    page = page_of(execute("tiny", Plan(), [again], tmp_path, overrides=["documents=2"]))
+    assert "2 steps, 1 reused" in page.text
+    assert page.words.count("↻ reused") == 2
+    assert sum("marker-end" in attributes for _, attributes in page.tags) == 2  # one arrow in each of the two graphs
+    for text in ("web from", web.address, "59.6 to 98.2, n = 10", "short", "documents=2", "could not be read"):
+        assert (text in page.text) == (text != "could not be read"), text
 
 
 def test_training_tokens_are_those_of_the_stage_that_trained_longest(run):

@@ -42,10 +42,10 @@ def families(steps: Sequence[Step]) -> list[list[Step]]:
     consumers: dict[str, set[str]] = {}
     for step in steps:
         for source in step.inputs.values():
-            consumers.setdefault(source, set()).add(step.name)
+            consumers.setdefault(source, set()).add(step.address)
     groups: dict[tuple, list[Step]] = {}
     for step in steps:
-        key = (step.stage, frozenset(step.inputs.values()), frozenset(consumers.get(step.name, ())))
+        key = (step.stage, frozenset(step.inputs.values()), frozenset(consumers.get(step.address, ())))
         groups.setdefault(key, []).append(step)
     out = []
     for group in groups.values():
@@ -100,8 +100,8 @@ def make_boxes(steps: Sequence[Step]) -> list[Box]:
             all(s.reused for s in family), any(s.problem for s in family),
         )  # fmt: skip
         # Only earlier boxes count as inputs: a damaged file cannot make a circle.
-        box.inputs = {place_of[name] for step in family for name in step.inputs.values() if name in place_of}
-        place_of |= {name: len(boxes) for name in box.names}
+        box.inputs = {place_of[source] for step in family for source in step.inputs.values() if source in place_of}
+        place_of |= {step.address: len(boxes) for step in family}
         boxes.append(box)
     above: list[set[int]] = []
     for box in boxes:

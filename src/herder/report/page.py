@@ -121,7 +121,7 @@ def found_headlines(run: Run) -> list[tuple[str, str, str]]:
     for step in run.steps:
         part = step.parts.get("metrics.jsonl")
         if part and part.data and part.data["axis"] == "tokens":
-            tokens[step.name] = (part.data["span"][1], step.stage)
+            tokens[step.address] = (part.data["span"][1], step.stage)
     if tokens:  # the stage of the longest training, with what continues it (long context, annealing)
         stage = max(tokens.values())[1]
         total = sum(number for number, of in tokens.values() if of == stage)

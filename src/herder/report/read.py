@@ -36,7 +36,7 @@ class Part:
 
 @dataclass
 class Step:
-    """One step of a run as its files tell it. `inputs` maps a role to the name of the step that filled it."""
+    """One step of a run as its files tell it. `inputs` maps a role to the address of the step that filled it."""
 
     name: str
     address: str
@@ -82,11 +82,6 @@ def read_run(run: Path) -> Run:
     except (OSError, ValueError, RecursionError) as error:
         return Run(name, {}, [], f"run.json cannot be read: {error}")
     steps = [read_step(run.resolve().parent, row, number) for number, row in enumerate(listed, 1)]
-    names = {step.address: step.name for step in steps}
-    for step in steps:
-        inputs = step.record.get("inputs")
-        for role, address in (inputs if isinstance(inputs, dict) else {}).items():
-            step.inputs[role] = names.get(str(address), str(address))
     return Run(name, record, steps)
 
 
@@ -101,6 +96,7 @@ def read_step(root: Path, row: Any, number: int) -> Step:
         return step
     try:
         step.record = mapping(read_json(folder / "step.json"), "the step")
+        step.inputs = {role: str(source) for role, source in mapping(step.record.get("inputs") or {}, "inputs").items()}
         step.numbers = flatten(step.record.get("numbers") or {})
         if step.reused:  # what it took when it ran is worth more than the time it took to find it
             step.seconds = finite(step.record.get("seconds"), step.seconds)
