@@ -7,6 +7,8 @@ from herder.evaluate.baselines import (
     nearest_answers,
     score_answers,
 )
+from herder.evaluate.compression import CompressionConfig, compare_compression
+from herder.evaluate.dialogues import DialogueEvaluation, evaluate_dialogues
 from herder.evaluate.ngram import KneserNey
 from herder.evaluate.quality import answers_well, fault
 from herder.evaluate.run import evaluate
@@ -23,14 +25,18 @@ __all__ = [
     "BitsPerByteTask",
     "ChoiceItem",
     "ChoiceTask",
+    "CompressionConfig",
+    "DialogueEvaluation",
     "GenerationItem",
     "GenerationTask",
     "KneserNey",
     "TextItem",
     "answers_well",
     "bits_per_byte",
+    "compare_compression",
     "compressed_bits_per_byte",
     "evaluate",
+    "evaluate_dialogues",
     "fault",
     "most_frequent_answer",
     "nearest_answers",

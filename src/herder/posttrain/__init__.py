@@ -1,5 +1,6 @@
-"""Post-training (paper 4): supervised fine-tuning on dialogues."""
+"""Post-training (paper 4): dialogues, and supervised fine-tuning on them."""
 
+from herder.posttrain.dialogues import OPEN, DialogueConfig, make_dialogues
 from herder.posttrain.sft import FineTuneConfig, SupervisedFineTuning, fine_tune
 
-__all__ = ["FineTuneConfig", "SupervisedFineTuning", "fine_tune"]
+__all__ = ["OPEN", "DialogueConfig", "FineTuneConfig", "SupervisedFineTuning", "fine_tune", "make_dialogues"]

@@ -31,6 +31,8 @@ class FineTuneConfig:
     rows_per_step: int
     seq_len: int
     dialect: str = "llama3.1"
+    dialogues: str = "train.jsonl"
+    """File of inputs["dialogues"] to train on."""
     seed: int = 0
     processes: int = runtime(1)
 
@@ -102,14 +104,14 @@ class SupervisedFineTuning:
 
 @launch.distributed
 def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> dict:
-    """Step: fine-tunes inputs["base"] on inputs["dialogues"]/train.jsonl, leaves `out/model`."""
+    """Step: fine-tunes inputs["base"] on inputs["dialogues"], leaves `out/model`."""
     return launch.run_local(_fine_tune, (config, inputs, out), config.processes)
 
 
 def _fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> dict:
     model, tokenizer = load(inputs["base"])
     chat = ChatFormat(tokenizer, config.dialect)
-    turns = [chat.encode(d.messages, tools=d.tools) for d in read_dialogues(inputs["dialogues"] / "train.jsonl")]
+    turns = [chat.encode(d.messages, tools=d.tools) for d in read_dialogues(inputs["dialogues"] / config.dialogues)]
     objective = SupervisedFineTuning(
         turns, config.seq_len, config.rows_per_step, config.epochs, config.seed, tokenizer.pad_id
     )

@@ -73,7 +73,7 @@ def _pretrain(config: PretrainConfig, inputs: dict[str, Path], out: Path) -> dic
 
 
 def write_mixture(mixture: Mixture, steps: int, out: Path) -> None:
-    """`mixture.json`: target and realised share and tokens of every source."""
+    """`mixture.json`: target and realised share and tokens of every source; `consumed.json`: what to read again."""
     used, target = mixture.used(steps), dict.fromkeys(mixture.names, 0.0)
     for stage in mixture.stages:
         for name in mixture.names:
@@ -89,3 +89,4 @@ def write_mixture(mixture: Mixture, steps: int, out: Path) -> None:
         for name in mixture.names
     }
     (out / "mixture.json").write_text(json.dumps(rows, indent=1))
+    (out / "consumed.json").write_text(json.dumps({"seed": mixture.seed, "tokens": used}))

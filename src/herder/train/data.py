@@ -9,7 +9,7 @@ realised tokens. Ranks, workers and micro-batches do not enter, so a run continu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +118,14 @@ class Mixture:
     def read(self, piece: Slice) -> tuple[np.ndarray, np.ndarray]:
         """(length + 1 tokens, length + 1 document numbers): the last of each is only a target."""
         return self.streams[piece.source].read(piece.start, piece.length + 1)
+
+
+def consumed(shards: TokenShards, tokens: dict[str, int], seed: int) -> Iterator[np.ndarray]:
+    """The documents (ids) behind the first `tokens[source]` tokens of each source's stream, none twice, the last one cut."""
+    for name, count in tokens.items():
+        source = shards.sources[name]
+        ids, documents = _Stream(source, seed).read(0, min(count, source.n_tokens))
+        yield from np.split(ids, np.flatnonzero(np.diff(documents)) + 1)
 
 
 def data_step(step: int, skips: Sequence[int]) -> int:

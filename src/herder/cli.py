@@ -1,0 +1,216 @@
+"""The command line: thin. Every command calls one library function; errors that users can mend are sentences, exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# Two OpenMP threads that spin while another process works run 5-20x slower than one (measured): let them sleep instead.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Builds Llama 3-class language models from end to end.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds runs and their artifacts.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes a field of the recipe.")
+]
+RUNS = Path("runs")
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a Python file that is one.")],
+    settings: Settings = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this step.")] = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Runs a recipe: computes what is missing, reuses what exists, and says which."""
+    from herder.launch import rank
+    from herder.recipes import build
+    from herder.report import summary, write_report
+    from herder.steps import execute
+
+    config, last = build(recipe, settings or [])
+    folder = execute(Path(recipe).stem, config, last, runs, until, settings or [])
+    if rank() == 0:
+        page = write_report(folder)
+        print(summary(folder))
+        print(f"\nreport: {page}")
+        if (folder / "run.json").exists() and _final_model(folder, quiet=True):
+            print(f"chat:   herder chat {folder}")
+
+
+@app.command()
+def recipes() -> None:
+    """Lists the recipes and the fields that --set can change."""
+    from herder.config import encode
+    from herder.recipes import find, names
+
+    table = Table("recipe", "field", "default")
+    for name in names():
+        config = find(name)[1]()
+        for key, value in _flat(encode(config, only="all")):
+            table.add_row(name, key, str(value))
+            name = ""
+    Console().print(table)
+
+
+@app.command()
+def show(artifact: str, runs: RunsFolder = RUNS) -> None:
+    """Prints an artifact's lineage and numbers."""
+    from herder.records import Measure
+    from herder.steps import find_artifact, lineage
+
+    folder = find_artifact(runs, artifact)
+    for depth, record in lineage(runs, folder):
+        print(
+            f"{'  ' * depth}{record['address']}  {record['seconds']:.1f} s  {record['finished']}  git {record['git'] or '-'}"
+        )
+        if depth == 0:
+            for name, value in record["numbers"].items():
+                is_measure = isinstance(value, dict) and "low" in value
+                print(f"    {name}: {Measure.from_json(value) if is_measure else value}")
+
+
+@app.command()
+def why(artifact: str, runs: RunsFolder = RUNS) -> None:
+    """Says which field differs from the nearest artifact of the same step."""
+    from herder.steps import find_artifact
+    from herder.steps import why as nearest
+
+    folder = find_artifact(runs, artifact)
+    found = nearest(runs, folder)
+    if found is None:
+        print(f"{folder.name} has no sibling: no other artifact of this step in {runs}")
+        return
+    sibling, fields = found
+    print(f"{folder.name} differs from {sibling} in")
+    for key, here, there in fields:
+        print(f"  {key}: {here!r} here, {there!r} there")
+
+
+@app.command()
+def report(run: str, out: Path | None = None, runs: RunsFolder = RUNS) -> None:
+    """Writes one self-contained HTML page of a run."""
+    from herder.report import write_report
+    from herder.steps import find_run
+
+    print(write_report(find_run(runs, run), out))
+
+
+@app.command()
+def curate(
+    sources: Annotated[list[str], typer.Argument(help="WARC, folder, JSONL, Parquet, URL, cc:CRAWL or hf:NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    settings: Settings = None,
+    workers: int = 2,
+) -> None:
+    """Turns raw pages into documents with attributes, fates and a ledger."""
+    from herder import progress
+    from herder.config import override
+    from herder.corpus import open_source
+    from herder.curate import CurateConfig
+    from herder.curate import curate as curate_sources
+
+    config = override(CurateConfig(), settings or [])
+    display = progress.Console(1)
+    display.started(1, "curate", resumed=out.exists())
+    with progress.showing(display):
+        numbers = curate_sources([open_source(s) for s in sources], out, config, workers)
+    for name, value in numbers.items():
+        print(f"{name}: {value}")
+
+
+@app.command("why-document")
+def why_document(folder: Path, document: Annotated[str, typer.Argument(help="Its id or URL.")]) -> None:
+    """Explains what became of one document of a curated folder, and why."""
+    from herder.curate import why as explain
+
+    print(explain(folder, document))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A run, a recipe's name, or a model folder.")],
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    max_tokens: int = 128,
+    seed: int = 0,
+    dialect: str = "llama3.1",
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Talks to a model in the terminal."""
+    from herder.convert import load
+    from herder.engine import Engine, Sampling
+    from herder.serve.terminal import chat as talk
+    from herder.steps import find_run
+    from herder.tokenizer import ChatFormat
+
+    sampling = Sampling(
+        temperature=temperature, top_p=top_p, repetition_penalty=repetition_penalty, max_tokens=max_tokens, seed=seed
+    )
+    folder = Path(model) if (Path(model) / "config.json").exists() else _final_model(find_run(runs, model))
+    llama, tokenizer = load(folder)
+    talk(Engine(llama, tokenizer), ChatFormat(tokenizer, dialect), sampling, system=system)
+
+
+def _final_model(run: Path, quiet: bool = False) -> Path | None:
+    """The model folder that the last training step of a run left."""
+    from herder.steps import read_json
+
+    for step in reversed(read_json(run / "run.json")["steps"]):
+        folder = run.parent / step["address"] / "model"
+        if folder.exists() and "control" not in step["name"]:
+            return folder
+    if quiet:
+        return None
+    raise ValueError(f"{run} has no model yet; run its recipe to the end first")
+
+
+def _flat(value, key: str = ""):
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
+
+
+def main() -> None:
+    """Entry point: runs the command and turns what a user can mend into one sentence and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command continues where this one stopped", 130)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(
+                "the disk is full; nothing half-written counts: free some space and run the same command to continue", 2
+            )
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+            _fail(f"{error.filename or ''}: {error.strerror}; give a path that can be read and written", 2)
+        raise
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"\nherder: {sentence}", file=sys.stderr)
+    sys.stderr.flush()
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Recipes: one Python file tells one model's whole story, as frozen dataclasses and a graph of steps.
+
+A recipe module has `Config`, a frozen dataclass whose defaults are the recipe's literals, and `recipe(config)`, which returns
+the last steps of the graph.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from herder.config import override
+from herder.steps import Step
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def find(name: str) -> tuple[Callable[[Any], Sequence[Step]], type]:
+    """(recipe, Config) by name, or from the path of a Python file. Raises ValueError naming the nearest recipe."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.exists():
+            raise ValueError(f"{name} does not exist; give a recipe's name ({', '.join(names())}) or a Python file")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    elif name in names():
+        module = importlib.import_module(f"herder.recipes.{name}")
+    else:
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"recipes are: {', '.join(names())}"
+        raise ValueError(f"unknown recipe {name!r}; {hint}")
+    for needed in ("Config", "recipe"):
+        if not hasattr(module, needed):
+            raise ValueError(f"{name} is no recipe: it has no `{needed}`")
+    return module.recipe, module.Config
+
+
+def build(name: str, settings: Sequence[str]) -> tuple[Any, Sequence[Step]]:
+    """The configuration after --set, and the last steps of the graph it gives."""
+    recipe, config_type = find(name)
+    config = override(config_type(), settings)
+    last = recipe(config)
+    return config, (last,) if isinstance(last, Step) else tuple(last)

@@ -1,0 +1,139 @@
+"""The whole story in miniature: raw pages to a Llama that answers, on two cores, in minutes, without a network.
+
+Every stage is the one that scales; only literals are small. `data` names your own folder, WARC, JSONL or Parquet instead of
+the generated web.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from herder.config import runtime
+from herder.corpus import open_source
+from herder.corpus.miniature import WebConfig, material_manifest, write_web
+from herder.curate import CurateConfig, audit, curate
+from herder.evaluate import CompressionConfig, DialogueEvaluation, compare_compression, evaluate_dialogues
+from herder.model import SHAPES
+from herder.posttrain import OPEN, DialogueConfig, FineTuneConfig, fine_tune, make_dialogues
+from herder.pretrain import PretrainConfig, TokenizeConfig, TokenizerConfig, pretrain, tokenize, train_tokenizer
+from herder.steps import Step
+from herder.train import OptimConfig, TrainConfig
+
+_BASE = PretrainConfig(
+    model=SHAPES["miniature"],
+    train=TrainConfig(
+        optim=OptimConfig(kind="muon", lr=1e-2, lr_muon=2e-2, warmup_steps=20, lr_final=0.02, weight_decay=0.05),
+        heldout_every=60,
+    ),
+    steps=480,
+    rows_per_step=16,
+    seq_len=256,
+    mix={"general": 0.5, "code": 0.25, "multilingual": 0.25},
+    optional_sources=True,
+    processes=2,
+)
+_SFT = FineTuneConfig(
+    train=TrainConfig(
+        optim=OptimConfig(kind="muon", lr=2e-3, lr_muon=5e-3, warmup_steps=10, lr_final=0.02, weight_decay=0.0)
+    ),
+    epochs=1.0,
+    rows_per_step=16,
+    seq_len=256,
+    processes=2,
+)
+_REASONING = {"chain_sum": 1200}
+_REASONING_SETTINGS = {"chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Literals of the run; `herder run miniature --set KEY=VALUE` changes them."""
+
+    data: str = ""
+    """A folder, WARC, JSONL, Parquet or URL of your own; "" is the generated web with known truth."""
+    web: WebConfig = WebConfig()
+    curate: CurateConfig = CurateConfig(heldout_share=0.08)
+    tokenizer: TokenizerConfig = TokenizerConfig(vocab_size=SHAPES["miniature"].vocab_size, n_special=32)
+    tokenize: TokenizeConfig = TokenizeConfig()
+    pretrain: PretrainConfig = _BASE
+    dialogues: DialogueConfig = DialogueConfig(reasoning=_REASONING, reasoning_settings=_REASONING_SETTINGS)
+    sft: FineTuneConfig = _SFT
+    compression: CompressionConfig = CompressionConfig()
+    answers: DialogueEvaluation = DialogueEvaluation(open_families=OPEN)
+    workers: int = runtime(2)
+
+
+@dataclass(frozen=True)
+class WebStep:
+    """The generated web depends on the packages whose text it reads."""
+
+    web: WebConfig
+    material: tuple[dict, ...]
+
+
+@dataclass(frozen=True)
+class CurateStep:
+    """`manifest` holds what of the outside enters: path, size and content hash of every file."""
+
+    curate: CurateConfig
+    data: str = runtime("")
+    manifest: tuple[dict, ...] = ()
+    workers: int = runtime(2)
+
+
+def recipe(config: Config) -> list[Step]:
+    """The graph: pages, documents, tokenizer, tokens, base model, dialogues, fine-tuned model, what it learned."""
+    web = None
+    if config.data:
+        manifest = tuple(open_source(config.data).manifest())
+        curated = CurateStep(config.curate, config.data, manifest, config.workers)
+        corpus = Step("1_corpus/documents", curate_pages, curated)
+        last = []
+    else:
+        web = Step("1_corpus/web", make_web, WebStep(config.web, tuple(material_manifest())))
+        curated = CurateStep(config.curate, workers=config.workers)
+        corpus = Step("1_corpus/documents", curate_pages, curated, {"web": web})
+        last = [Step("1_corpus/audit", audit_filters, None, {"corpus": corpus, "web": web})]
+    bpe = Step("2_tokenizer/bpe", train_tokenizer, config.tokenizer, {"corpus": corpus})
+    tokens = Step("2_tokenizer/tokens", tokenize, config.tokenize, {"corpus": corpus, "tokenizer": bpe})
+    base = Step("3_pretrain/base", pretrain, config.pretrain, {"tokens": tokens, "tokenizer": bpe})
+    dialogues = Step("4_posttrain/dialogues", make_dialogues, config.dialogues, {"corpus": corpus})
+    shuffled = replace(config.sft, dialogues="shuffled.jsonl")
+    control = Step("4_posttrain/control", fine_tune, shuffled, {"base": base, "dialogues": dialogues})
+    sft = Step("4_posttrain/sft", fine_tune, config.sft, {"base": base, "dialogues": dialogues})
+    compression = Step(
+        "5_evaluate/compression",
+        compare_compression,
+        config.compression,
+        {"corpus": corpus, "tokens": tokens, "model": base},
+    )
+    models = {"before": base, "shuffled": control, "after": sft}
+    answers = Step("5_evaluate/answers", evaluate_dialogues, config.answers, {"dialogues": dialogues, **models})
+    return [*last, compression, answers]
+
+
+def make_web(config: WebStep, inputs: dict[str, Path], out: Path) -> dict:
+    ledger = write_web(out, config.web)
+    return {"pages": ledger.read, "bytes": ledger.bytes, "documents": ledger.documents}
+
+
+def curate_pages(config: CurateStep, inputs: dict[str, Path], out: Path) -> dict:
+    if "web" not in inputs:
+        return curate([open_source(config.data)], out, config.curate, config.workers)
+    knows_benchmark = replace(config.curate, benchmarks=str(inputs["web"] / "benchmark.jsonl"))
+    return curate([open_source(str(inputs["web"] / "warc"))], out, knows_benchmark, config.workers)
+
+
+def audit_filters(config: None, inputs: dict[str, Path], out: Path) -> dict:
+    """Precision and recall of every filter against the generated web's truth."""
+    found = audit(inputs["corpus"], inputs["web"] / "truth.parquet")
+    plain = {name: {what: m.to_json() for what, m in measures.items()} for name, measures in found.items()}
+    (out / "audit.json").write_text(json.dumps(plain, indent=1))
+    return {
+        f"{name}_{what}": m
+        for name, measures in found.items()
+        if name in ("all", "extraction")
+        for what, m in measures.items()
+    }
