@@ -57,13 +57,14 @@ def read_warc(file: BinaryIO, ledger: Ledger, source: str, limit_bytes: int = PA
     """
     start = 0
     compressed = file.read(3) == GZIP_MAGIC
+    counted = False  # the damage ahead is in the ledger already
     while True:
         file.seek(start)
         progress = start  # where the last record that was seen starts
-        resume = False
+        resume = seen = False
         try:
             for warc in ArchiveIterator(file, record_types=_WANTED, parse_http=False):
-                progress = warc.stream_pos
+                progress, counted, seen = warc.stream_pos, False, True
                 ledger.read += 1
                 try:
                     yield _record(warc, ledger, source, limit_bytes)
@@ -74,8 +75,11 @@ def read_warc(file: BinaryIO, ledger: Ledger, source: str, limit_bytes: int = PA
         except ConnectionError:
             raise  # the server is gone, the file is not broken
         except OSError:
-            ledger.read += 1
-            ledger.remove("corrupt")
+            if not counted:
+                ledger.read += 1
+                ledger.remove("corrupt")
+            # A member whose start is whole is tried once more from there: that second failure is the same damage.
+            counted = seen
             resume = True
         if not resume:
             return
