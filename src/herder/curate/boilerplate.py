@@ -124,7 +124,9 @@ def choose(blocks: list, title: str = "") -> list:
         return []
     root = content_root(rows)
     inside = [block for block, _ in rows if lies_in(block.frame, root)]
-    kept = drop_empty_sections(inside, [is_content(block) for block in inside])
+    edge = len(inside) - EDGE_BLOCKS
+    wanted = [is_content(b) and not is_notice(b, i < EDGE_BLOCKS or i >= edge) for i, b in enumerate(inside)]
+    kept = drop_empty_sections(inside, wanted)
     headline = None if any(block.frame.tag == "h1" for block in kept) else find_headline(blocks, title)
     return [headline, *kept] if headline and kept else kept
 
@@ -219,6 +221,24 @@ def is_content(block) -> bool:
     if block.kind in ("code", "heading"):
         return True
     return block.link_length <= (LINKED if block.length < SENTENCE else ALL_LINK) * block.length
+
+
+EDGE_BLOCKS, NOTICE_LENGTH = 5, 240
+COPYRIGHT = re.compile(r"(?:©|\(c\)|copyright|all rights reserved)", re.IGNORECASE)
+COOKIES = re.compile(
+    r"(?=.*\bcookies?\b)(?=.*\b(?:accept\w*|agree|consent\w*|polic\w+|continu\w+|improve|experience|acept\w*|usamos|utilizamos|"
+    r"utilis\w+|acceptez|zustimm\w+|verwend\w+))|"
+    r"\b(?:sign up|subscribe|register) (?:for|to) (?:our|the|this) (?:\w+ )?newsletter|"
+    r"\b(?:inscrivez-vous|abonnez-vous) .{0,20}(?:newsletter|lettre)|\b(?:suscr[ií]b\w+|reg[ií]str\w+) .{0,20}bolet[ií]n",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def is_notice(block, at_edge: bool) -> bool:
+    """A short copyright line; at the page's beginning or end also a cookie notice or the offer of a newsletter."""
+    if block.length > NOTICE_LENGTH or block.kind != "text":
+        return False
+    return bool(COPYRIGHT.match(block.text)) or (at_edge and bool(COOKIES.search(block.text)))
 
 
 def drop_empty_sections(blocks: list, kept: list[bool]) -> list:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from herder.curate.dedup import PERMUTATIONS, near_duplicates
+from herder.curate.dedup import PERMUTATIONS, keepers, near_duplicates
 from herder.curate.heuristics import STAT_NAMES, Stats, judge
 from herder.curate.overlap import Protected
 from herder.curate.settings import CurateConfig
@@ -128,12 +128,21 @@ def drop_near_duplicates(corpus: Corpus, config: CurateConfig) -> None:
         return
     matrix, scratch = signature_matrix(corpus, alive)
     roots = near_duplicates(matrix, config.near)
+    corpus.cluster[alive] = alive[roots]
+    order = np.lexsort((alive, -corpus.length[alive], -corpus.date[alive], roots))
+    _, starts, counts = np.unique(roots[order], return_index=True, return_counts=True)
+    for start, count in zip(starts[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
+        members = order[start : start + count]
+        for member, keeper in zip(
+            members.tolist(), keepers(matrix, members, config.near.similarity).tolist(), strict=True
+        ):
+            if member != keeper:
+                row, kept = int(alive[member]), int(alive[keeper])
+                shared = float((matrix[member] == matrix[keeper]).mean())
+                corpus.remove(row, "near_duplicate", f"estimated Jaccard {shared:.2f} >= {config.near.similarity:g}")
+                corpus.duplicate_of[row] = kept
     del matrix
     scratch.unlink()
-    corpus.cluster[alive] = alive[roots]
-    drop_duplicates(
-        corpus, alive, roots, "near_duplicate", f"similar to it (Jaccard at least {config.near.similarity:g})"
-    )
 
 
 def signature_matrix(corpus: Corpus, alive: np.ndarray) -> tuple[np.ndarray, Path]:
