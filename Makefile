@@ -1,0 +1,52 @@
+# Every target sets up what it needs; nothing but Python 3.11+ has to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+RUNS ?= runs
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-all check format bench chat clean
+
+demo: $(VENV)/.demo  ## raw pages to a Llama that answers; DATA=PATH for your own folder, WARC or JSONL
+	@OMP_NUM_THREADS=2 $(BIN)/herder run miniature --runs $(RUNS) $(if $(DATA),--set 'data=$(DATA)')
+
+test: $(VENV)/.test  ## the fast suite
+	@$(BIN)/python -m pytest -m "not long" -n 2
+
+test-all: $(VENV)/.test  ## the fast suite and the long tests
+	@$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.test  ## lint, format, import direction, lines per folder
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python .ci/check.py
+
+format: $(VENV)/.test
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(VENV)/.bench  ## every benchmark against its peer, one after the other
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+chat: $(VENV)/.demo
+	@$(BIN)/herder chat miniature --runs $(RUNS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "herder needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing herder into $(VENV) (a minute or two the first time) ..."
+	@$(PIP) torch && $(PIP) -e '.[miniature]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@$(PIP) -e '.[miniature,test]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	@$(PIP) -e '.[miniature,test,bench]'
+	@touch $@
