@@ -64,13 +64,17 @@ class Document:
 
 
 class Message(TypedDict, total=False):
-    """An OpenAI-style message. `content` is text; `tool_calls` and `tool_call_id` as in that API."""
+    """An OpenAI-style message. `content` is text; `tool_calls` and `tool_call_id` as in that API.
+
+    `stop_reason` says how an assistant message ended, where that is known (`tokenizer.chat` names the reasons).
+    """
 
     role: str
     content: str
     tool_calls: list[dict]
     tool_call_id: str
     name: str
+    stop_reason: str
 
 
 @dataclass(slots=True)

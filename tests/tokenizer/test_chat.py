@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from herder.records import Dialogue
 from herder.tokenizer import ChatFormat, Tokenizer, special_names
 
 CONTROL = [
@@ -173,6 +174,12 @@ def test_built_in_tools_are_announced_in_the_system_message(chat, tok):
     turn = chat.encode([{"role": "user", "content": "?"}], [INTERPRETER])
     assert [(s.role, s.message) for s in turn.spans] == [("system", -1), ("user", 0)]
     assert tok.decode(turn.ids[turn.spans[0].content : turn.spans[0].end - 1]) == "Environment: ipython"
+
+
+def test_a_dialogue_is_encoded_with_its_tools(chat):
+    messages = [{"role": "user", "content": "?"}]
+    assert chat.encode(Dialogue(messages, tools=[WEATHER])).ids == chat.encode(messages, [WEATHER]).ids
+    assert chat.encode(Dialogue(messages)).ids == chat.encode(messages).ids
 
 
 def test_functions_stand_in_a_user_message_before_the_question(chat, tok):

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from herder.records import Message
+from herder.records import Dialogue, Message
 from herder.tokenizer.bpe import Tokenizer
 
 BUILTIN_SEARCH = ("brave_search", "wolfram_alpha")
@@ -96,15 +96,20 @@ class ChatFormat:
         self._newlines = tokenizer.encode("\n\n")
 
     def encode(
-        self, messages: Iterable[Message], tools: list[dict] | None = None, add_generation_prompt: bool = False
+        self,
+        messages: Iterable[Message] | Dialogue,
+        tools: list[dict] | None = None,
+        add_generation_prompt: bool = False,
     ) -> Turn:
         """Ids, loss mask and spans of a dialogue; `add_generation_prompt` opens the assistant's next message.
 
         `tools` are OpenAI-style: {"type": "function", "function": {...}}, or {"type": T} with T one of
         code_interpreter, brave_search, wolfram_alpha. Built-in tools are announced in the system message, functions in
         a user message before the first one (Llama 3.1). Raises ValueError, naming the message, for a role, content or
-        call that the dialect lacks.
+        call that the dialect lacks. A `Dialogue` brings its own tools unless others are given.
         """
+        if isinstance(messages, Dialogue):
+            messages, tools = messages.messages, messages.tools if tools is None else tools
         turn = Turn([self.tokenizer.special["<|begin_of_text|>"]], [0], [])
         rows = self._with_tools([*enumerate(messages)], *self._sort_tools(tools))
         first = rows[0][1] if rows else {}
