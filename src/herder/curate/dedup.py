@@ -25,12 +25,14 @@ class NearDuplicates:
 
     Pairs of words find copies with up to a quarter of their words changed, also in texts of fifty words. For long pages by the
     million, shingle=5, bands=14, rows=8, similarity=0.75 makes far fewer candidates and finds copies with 5% changed.
+    Pages with code need more: the reference pages of sibling functions share a template, and say different things.
     """
 
     shingle: int = 2
     bands: int = 42
     rows: int = 3
     similarity: float = 0.4
+    similarity_with_code: float = 0.65
 
     def __post_init__(self):
         if self.bands * self.rows > PERMUTATIONS:
@@ -76,8 +78,12 @@ class Clusters:
             self.parent = parent = above
 
 
-def near_duplicates(matrix: np.ndarray, rule: NearDuplicates) -> np.ndarray:
-    """The cluster of every row of a signature matrix (may be a memory map), as the smallest member's row number."""
+def near_duplicates(matrix: np.ndarray, rule: NearDuplicates, needed: np.ndarray | None = None) -> np.ndarray:
+    """The cluster of every row of a signature matrix (may be a memory map), as the smallest member's row number.
+
+    `needed` is the similarity each row asks for (rule.similarity, where not given); a pair must meet the higher of its two.
+    """
+    needed = np.full(len(matrix), rule.similarity) if needed is None else needed
     clusters = Clusters(len(matrix))
     for band in range(rule.bands):
         keys = band_keys(matrix, band * rule.rows, rule.rows)
@@ -87,28 +93,33 @@ def near_duplicates(matrix: np.ndarray, rule: NearDuplicates) -> np.ndarray:
         starts = np.concatenate(([0], edges))
         ends = np.concatenate((edges, [len(ordered)]))
         for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
-            join_bucket(order[start:end], matrix, rule.similarity, clusters)
+            join_bucket(order[start:end], matrix, needed, clusters)
     return clusters.roots()
+
+
+def similar(row: np.ndarray, rows: np.ndarray, need: float, needed: np.ndarray) -> np.ndarray:
+    """Which rows have an estimated Jaccard similarity to `row` of at least what both ask for: bool (rows,)."""
+    return (rows == row).mean(axis=1) >= np.maximum(needed, need)
 
 
 HUBS_UP_TO = 1000
 
 
-def keepers(matrix: np.ndarray, members: np.ndarray, similarity: float) -> np.ndarray:
+def keepers(matrix: np.ndarray, members: np.ndarray, needed: np.ndarray) -> np.ndarray:
     """For the members of a cluster, best first, which member each is represented by (itself, if it stays).
 
     A cluster is a chain of similar pairs and its ends may differ: a document goes only if one that stays is like it. The one
     like most others stays first (the original of several edited copies), the best among equals; huge clusters go by best alone.
     """
-    rows = np.asarray(matrix[members])
+    rows, needed = np.asarray(matrix[members]), needed[members]
     keeper = np.full(len(members), -1, np.int64)
     neighbours = np.zeros(len(members), np.int64)
     if len(members) <= HUBS_UP_TO:
-        neighbours = np.array([((rows == row).mean(axis=1) >= similarity).sum() for row in rows])
+        neighbours = np.array([similar(row, rows, need, needed).sum() for row, need in zip(rows, needed, strict=True)])
     for best in np.argsort(-neighbours, kind="stable"):
         if keeper[best] < 0:
             open_ = np.flatnonzero(keeper < 0)
-            keeper[open_[(rows[open_] == rows[best]).mean(axis=1) >= similarity]] = best
+            keeper[open_[similar(rows[best], rows[open_], needed[best], needed[open_])]] = best
     return members[keeper]
 
 
@@ -125,7 +136,7 @@ def band_keys(matrix: np.ndarray, first: int, rows: int, block: int = 65536) -> 
 MAX_LEADERS = 64
 
 
-def join_bucket(members: np.ndarray, matrix: np.ndarray, similarity: float, clusters: Clusters) -> None:
+def join_bucket(members: np.ndarray, matrix: np.ndarray, needed: np.ndarray, clusters: Clusters) -> None:
     """Joins the members of one bucket that are similar enough to a leader: linear in the bucket, not quadratic.
 
     Leaders are the first members that are like no earlier leader; buckets hold few kinds, since they agree on a whole band.
@@ -135,7 +146,7 @@ def join_bucket(members: np.ndarray, matrix: np.ndarray, similarity: float, clus
         leader, left = int(left[0]), left[1:]
         if len(left) == 0:
             return
-        alike = (np.asarray(matrix[left]) == np.asarray(matrix[leader])).mean(axis=1) >= similarity
+        alike = similar(np.asarray(matrix[leader]), np.asarray(matrix[left]), needed[leader], needed[left])
         for member in left[alike]:
             clusters.union(leader, int(member))
         left = left[~alike]

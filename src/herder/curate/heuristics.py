@@ -27,20 +27,20 @@ class Thresholds:
     max_words: int = 200_000
     min_mean_word: float = 2.5
     max_mean_word: float = 12.0
-    max_symbols_per_word: float = 0.1
+    max_symbols_per_word: float = 0.15
     max_bullet_lines: float = 0.9
     max_ellipsis_lines: float = 0.3
     min_alphabetic_words: float = 0.6
     max_repeated_lines: float = 0.3
     max_repeated_line_characters: float = 0.25
-    max_top_2gram: float = 0.2
-    max_top_3gram: float = 0.18
-    max_top_4gram: float = 0.16
+    max_top_2gram: float = 0.3
+    max_top_3gram: float = 0.3
+    max_top_4gram: float = 0.3
     max_repeated_5grams: float = 0.5
     max_repeated_10grams: float = 0.4
     max_dirty_words: float = 0.015
     min_dirty_words: int = 3
-    max_top_word: float = 0.1
+    max_top_word: float = 0.2
     min_function_words: float = 0.06
     repetition_from_words: int = 40
 

@@ -43,6 +43,7 @@ class Corpus:
         )
         self.url_key, self.content_key, self.benchmark = (keyed.column(c).to_numpy() for c in keyed.column_names)
         self.length = np.zeros(self.n, np.int64)
+        self.has_code = np.zeros(self.n, bool)
         self.fate = np.full(self.n, KEPT, dtype=object)
         self.detail = np.full(self.n, "", dtype=object)
         self.duplicate_of = np.full(self.n, -1, np.int64)
@@ -97,7 +98,7 @@ def apply_rules(corpus: Corpus, config: CurateConfig) -> None:
         spoken = zip(languages.column("language").to_pylist(), languages.column("score").to_pylist(), strict=True)
         for (language, score), numbers in zip(spoken, measured, strict=True):
             found = Stats(*numbers)
-            corpus.length[row] = found.characters
+            corpus.length[row], corpus.has_code[row] = found.characters, found.code_share > 0
             if corpus.fate[row] == KEPT:
                 verdict = foreign(language, score, found, config) or judge(found, config.thresholds, language)
                 if verdict is None and corpus.benchmark[row] > config.max_benchmark_overlap:
@@ -127,19 +128,18 @@ def drop_near_duplicates(corpus: Corpus, config: CurateConfig) -> None:
     if len(alive) == 0:
         return
     matrix, scratch = signature_matrix(corpus, alive)
-    roots = near_duplicates(matrix, config.near)
+    needed = np.where(corpus.has_code[alive], config.near.similarity_with_code, config.near.similarity)
+    roots = near_duplicates(matrix, config.near, needed)
     corpus.cluster[alive] = alive[roots]
     order = np.lexsort((alive, -corpus.length[alive], -corpus.date[alive], roots))
     _, starts, counts = np.unique(roots[order], return_index=True, return_counts=True)
     for start, count in zip(starts[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
         members = order[start : start + count]
-        for member, keeper in zip(
-            members.tolist(), keepers(matrix, members, config.near.similarity).tolist(), strict=True
-        ):
+        for member, keeper in zip(members.tolist(), keepers(matrix, members, needed).tolist(), strict=True):
             if member != keeper:
                 row, kept = int(alive[member]), int(alive[keeper])
                 shared = float((matrix[member] == matrix[keeper]).mean())
-                corpus.remove(row, "near_duplicate", f"estimated Jaccard {shared:.2f} >= {config.near.similarity:g}")
+                corpus.remove(row, "near_duplicate", f"estimated Jaccard {shared:.2f}, needed {needed[member]:g}")
                 corpus.duplicate_of[row] = kept
     del matrix
     scratch.unlink()

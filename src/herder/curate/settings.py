@@ -17,7 +17,7 @@ class CurateConfig:
     """`languages` are those kept (empty: all). `benchmarks` names a JSONL file of test items that must not be trained on."""
 
     languages: tuple[str, ...] = ("en", "fr", "es")
-    min_language_score: float = 0.3
+    min_language_score: float = 0.2
     thresholds: Thresholds = field(default_factory=Thresholds)
     near: NearDuplicates = field(default_factory=NearDuplicates)
     benchmarks: str = ""
