@@ -112,6 +112,15 @@ def test_samples_of_one_prompt_differ_and_stand_together(engine, prompts):
     assert done[4].ids == engine.generate([prompts[1]], Sampling(max_tokens=8))[0].ids
 
 
+def test_every_sample_of_a_prompt_sees_the_whole_prompt(engine, model, prompts):
+    sampling = Sampling(n=3, max_tokens=8, logprobs=True, stop_ids=())
+    for done in engine.generate([prompts[2]], sampling):
+        with torch.no_grad():
+            reference = model(torch.tensor([prompts[2] + done.ids]))[0].log_softmax(-1)[len(prompts[2]) - 1 : -1]
+        expected = reference.gather(-1, torch.tensor(done.ids)[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(done.logprobs, expected, atol=1e-4)
+
+
 def test_generation_ends_with_the_first_stop_id(engine, model, prompts):
     ids, _ = recomputed(model, prompts[2], 20)
     stop = ids[6]

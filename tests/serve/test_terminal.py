@@ -109,6 +109,7 @@ def test_the_oldest_turns_go_when_the_context_is_full(engine, tok):
 
 
 def test_a_message_too_long_by_itself_is_refused_and_forgotten(engine, tok):
+    assert talk(engine, tok, "x y " * 200)[0] == []
     messages, screen = talk(engine, tok, "x y " * 200, "hi")
     assert "too long for the model's context of 96" in screen
     assert [m["content"] for m in messages if m["role"] == "user"] == ["hi"]

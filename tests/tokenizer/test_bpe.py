@@ -94,6 +94,11 @@ def test_a_run_is_cut_after_25000_characters():
     assert [len(piece) for piece in guarded("a" * 60_001)] == [25_000, 25_000, 10_001]
 
 
+def test_a_long_run_is_encoded_piece_by_piece(tok):
+    text = " " * 60_001  # its merged spaces do not divide 25,000, so an uncut run has other ids
+    assert tok.encode(text) == [i for n in (25_000, 25_000, 10_001) for i in tok.encode(" " * n)]
+
+
 def test_a_megabyte_without_a_space_encodes_and_decodes(tok):
     text = "ab" * 500_000
     assert tok.decode(tok.encode(text)) == text

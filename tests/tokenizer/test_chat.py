@@ -138,6 +138,11 @@ def test_text_that_looks_like_a_call_stays_text(chat, tok, text):
         assert chat.parse(ids, tools) == {"role": "assistant", "content": text, "stop_reason": "end_of_turn"}
 
 
+def test_python_tag_counts_at_the_beginning_only(chat, tok):
+    ids = [*tok.encode("so "), tok.special["<|python_tag|>"], *tok.encode("1+1"), tok.special["<|eom_id|>"]]
+    assert chat.parse(ids) == {"role": "assistant", "content": "so 1+1", "stop_reason": "end_of_message"}
+
+
 def test_a_reply_ends_at_its_first_stop_id(chat, tok):
     ids = [*tok.encode("yes"), tok.special["<|eot_id|>"], *tok.encode(" and more")]
     assert chat.parse(ids)["content"] == "yes"
