@@ -37,7 +37,7 @@ class CommonCrawlSource:
     files: str = "warc"
     name: str = "commoncrawl"
     limit_bytes: int = PAGE_LIMIT_BYTES
-    patience: Patience = runtime(PATIENT)  # noqa: RUF009
+    patience: Patience = runtime(PATIENT)
 
     def __post_init__(self):
         if not _CRAWL_ID.fullmatch(self.crawl):

@@ -33,7 +33,7 @@ class WarcSource:
     path: str
     name: str = "warc"
     limit_bytes: int = PAGE_LIMIT_BYTES
-    patience: Patience = runtime(PATIENT)  # noqa: RUF009
+    patience: Patience = runtime(PATIENT)
 
     def parts(self) -> list[str]:
         return [p for p in listing(self.path) if is_warc(p)] or listing(self.path)

@@ -17,6 +17,7 @@ from herder.corpus.miniature.blocks import TEX_CLOSE, TEX_OPEN, Article, Block
 
 SHORTEST_DOCSTRING = 120
 LONGEST_PAGE = 4000
+FEWEST_DOCSTRINGS = 3
 LONGEST_SOURCE_LINES = 60
 SOURCE_HEADING = "Source code"
 
@@ -54,6 +55,8 @@ def module_pages(module: Module, with_source: float, draw) -> Iterator[Article]:
     """Pages of one file: the module, its public classes, functions and methods. `draw()` in [0, 1) decides on source code."""
     try:
         text = module.path.read_text(encoding="utf-8")
+        if text.count('"""') < 2 * FEWEST_DOCSTRINGS:
+            return  # parsing is most of the cost of gathering, and a file of few docstrings gives little for it
         tree = ast.parse(text)
     except (SyntaxError, UnicodeDecodeError, OSError, RecursionError, ValueError):
         return

@@ -168,15 +168,11 @@ class Planner:
         shares = {"en": 0.385, "fr": 0.15, "es": 0.15}
         prose = {language: round(good * shares[language]) for language in self.config.languages}
         technical = good - sum(prose.values())
-        shelf = gather(
-            self.config.languages, round(technical * 0.75), round(technical * 0.16), round(technical * 0.06),
-            round(technical * 0.06), self.config.seed,
-        )  # fmt: skip
+        seed, wanted = self.config.seed, (round(technical * share) for share in (0.75, 0.16, 0.06))
+        shelf = gather(self.config.languages, *wanted, seed)
         if not any(shelf.wiki.values()):
             technical, prose = good, {}
-            shelf = gather(
-                (), round(good * 0.7), round(good * 0.15), round(good * 0.05), round(good * 0.4), self.config.seed
-            )
+            shelf = gather((), round(good * 0.7), round(good * 0.15), round(good * 0.4), seed)
         for language, count in prose.items():
             for article in wiki_pages(shelf.wiki[language], count, self.rng):
                 self._article(language, article)
@@ -413,10 +409,10 @@ def technical_pages(shelf: Shelf, count: int) -> list[Article]:
     """`count` pages of Python's text (fewer where it runs out): all topics, then every kind in turn by its share."""
     piles = [(shelf.functions, 0.72), (shelf.classes, 0.15), (shelf.modules, 0.06), (shelf.sources, 0.07)]
     pages = shelf.topics[: max(1, count // 10)]
-    for pile, share in piles:
-        pages = pages + pile[: round(count * share)]
-    rest = [article for pile, share in piles for article in pile[round(count * share) :]]
-    return (pages + rest)[:count]
+    left = count - len(pages)
+    first = [article for pile, share in piles for article in pile[: round(left * share)]]
+    rest = [article for pile, share in piles for article in pile[round(left * share) :]]
+    return [*pages, *first, *rest][:count]
 
 
 def _words(capture: Capture, kinds: tuple[str, ...] = ()) -> int:

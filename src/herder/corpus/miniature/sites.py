@@ -46,16 +46,17 @@ class View:
 
 
 def make_sites(language: str, count: int, rng: random.Random, technical: bool = False) -> list[Site]:
-    """`count` sites of one language; technical ones use the layouts of documentation and forums."""
-    return [_make_site(language, rng, technical, number) for number in range(count)]
+    """`count` sites of one language, layouts in turn; technical ones use those of documentation and forums."""
+    layouts = list(_TECHNICAL if technical else _GENERAL)
+    rng.shuffle(layouts)
+    return [_make_site(language, rng, layouts[number % len(layouts)], number) for number in range(count)]
 
 
-def _make_site(language: str, rng: random.Random, technical: bool, number: int) -> Site:
+def _make_site(language: str, rng: random.Random, layout: str, number: int) -> Site:
     furniture = language if language in words.NAVIGATION else "en"
     name = f"{rng.choice(words.SITE_FIRST)} {rng.choice(words.SITE_LAST)}"
     ending = rng.choice(words.ENDINGS.get(language, (language, "org")))
     domain = f"www.{name.replace(' ', '-')}{number}.{ending}"
-    layout = rng.choice(_TECHNICAL if technical else _GENERAL)
     labels = rng.sample(words.NAVIGATION[furniture].split(","), rng.randrange(6, 11))
     cookie_texts = rng.choice(words.COOKIES[furniture]).split("|")
     footer_texts = rng.choice(words.FOOTERS[furniture]).split("|")
@@ -214,6 +215,6 @@ _DIALECT = {
     "semantic": "semantic", "divs": "divs", "tables": "breaks", "blog": "semantic", "sphinx": "sphinx", "wiki": "semantic",
     "forum": "semantic", "bare": "semantic",
 }  # fmt: skip
-_GENERAL = ("semantic", "semantic", "divs", "tables", "blog", "blog", "wiki", "bare")
-_TECHNICAL = ("sphinx", "sphinx", "semantic", "forum", "divs", "bare")
+_GENERAL = ("semantic", "divs", "tables", "blog", "wiki", "semantic", "blog", "bare")
+_TECHNICAL = ("sphinx", "semantic", "forum", "sphinx", "divs", "bare")
 LAYOUTS = tuple(_LAYOUTS)
