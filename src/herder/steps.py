@@ -188,7 +188,9 @@ def _locked(root: Path, final: Path) -> Iterator[None]:
         file.write(f"pid {os.getpid()} on {platform.node()}, since {_now()}")
         file.flush()
         if final.exists():
-            raise ValueError(f"another herder process has just finished {final.name}; run the command again to reuse it")
+            raise ValueError(
+                f"another herder process has just finished {final.name}; run the command again to reuse it"
+            )
         yield
 
 

@@ -6,6 +6,8 @@ are computed in fp32 and cast back; the dtype of the weights is the dtype of eve
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -145,8 +147,8 @@ class Llama(nn.Module):
             if p.dim() == 1:
                 p.fill_(1.0)
                 continue
-            key = int.from_bytes(name.encode()[-40:], "little") % (2**61 - 1)
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + key) % 2**63)
+            key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
             std = INIT_STD * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
             p.copy_(torch.empty(p.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
         return self
