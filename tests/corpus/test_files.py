@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import email.utils
+import multiprocessing
 import sys
 import time
 
@@ -81,6 +83,34 @@ def test_a_missing_remote_file_is_not_retried():
         with pytest.raises(ValueError, match="does not exist on its server"):
             open_binary(base + "none.warc.gz", QUICK).read()
         assert len(log) == 1
+
+
+@pytest.mark.usefixtures("_web")
+def test_a_refusal_says_what_to_do_and_is_not_retried():
+    with server({}, [(403, {})] * 9) as (base, log):
+        with pytest.raises(ValueError, match="access is refused; check the address"):
+            open_binary(base + "a", QUICK).read()
+        assert len(log) == 1
+
+
+@pytest.mark.usefixtures("_web")
+def test_requests_say_who_asks():
+    with server({"a": b"x"}) as (base, _), open_binary(base + "a", QUICK) as file:
+        assert file.read() == b"x"
+        assert server.agents[-1].startswith("herder/")
+
+
+def _read_in_child(path: str) -> bytes:
+    with open_binary(path, QUICK) as file:
+        return file.read()
+
+
+@pytest.mark.usefixtures("_web")
+def test_a_forked_worker_reads_after_its_parent_did():
+    with server({"a": b"body"}) as (base, _):
+        assert _read_in_child(base + "a") == b"body"
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+            assert pool.submit(_read_in_child, base + "a").result(timeout=20) == b"body"
 
 
 def test_pauses_double_and_never_undercut_retry_after():

@@ -39,6 +39,7 @@ def server(files: dict[str, bytes], failures: list[tuple[int, dict[str, str]]] |
 
         def do_GET(self):
             log.append((self.path, self.headers.get("Range")))
+            server.agents.append(self.headers.get("User-Agent", ""))
             if failures:
                 status, headers = failures.pop(0)
                 return self.answer(status, b"", headers)
@@ -76,3 +77,6 @@ def server(files: dict[str, bytes], failures: list[tuple[int, dict[str, str]]] |
     finally:
         httpd.shutdown()
         httpd.server_close()
+
+
+server.agents = []  # the User-Agent of every request so far

@@ -19,6 +19,9 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 import xxhash
 
+from herder import __version__
+
+USER_AGENT = f"herder/{__version__} (reads web archives)"
 BLOCK_BYTES = 8 << 20
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 T = TypeVar("T")
@@ -42,8 +45,11 @@ PATIENT = Patience()
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a path or URL, and the path within it. ValueError for an unknown or missing protocol."""
+    polite = (
+        {"client_kwargs": {"headers": {"User-Agent": USER_AGENT}}} if path.startswith(("http://", "https://")) else {}
+    )
     try:
-        return fsspec.core.url_to_fs(path)
+        return fsspec.core.url_to_fs(path, **polite)
     except ImportError as error:
         raise ValueError(f"{path}: {error}; install what remote files need: pip install 'herder[remote]'") from None
     except ValueError as error:
@@ -191,6 +197,7 @@ def retrying(request: Callable[[], T], what: str, patience: Patience | None = No
             if isinstance(error, FileNotFoundError) and status in (None, 404, 410):
                 raise ValueError(f"{what} does not exist on its server; check the address") from None
             if not _transient(error, status):
+                _explain(what, error, status)
                 raise
             if attempt + 1 == patience.tries:
                 reason = f"status {status}" if status else f"{type(error).__name__}: {error}"
@@ -218,6 +225,14 @@ def status_of(error: BaseException) -> int | None:
         if isinstance(response, dict):
             return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return None
+
+
+def _explain(what: str, error: Exception, status: int | None) -> None:
+    """Raises a ValueError that says what to do, for refusals that users can mend; returns for everything else."""
+    no_credentials = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
+    if status in (401, 403) or no_credentials or isinstance(error, PermissionError):
+        hint = "give credentials, or for public buckets set FSSPEC_S3_ANON=true"
+        raise ValueError(f"{what}: access is refused; check the address, {hint}") from None
 
 
 def _transient(error: BaseException, status: int | None) -> bool:

@@ -35,13 +35,12 @@ class FolderSource:
     files_per_part: int = runtime(FILES_PER_PART)
 
     def parts(self) -> list[str]:
-        """Parts are "FIRST+COUNT" of the sorted list of files. ValueError for a folder without text."""
-        count = len(text_files(self.path))
-        return [f"{first}+{min(self.files_per_part, count - first)}" for first in range(0, count, self.files_per_part)]
+        """A part is the addresses of its files, one a line. ValueError for a folder without text."""
+        paths, size = text_files(self.path), self.files_per_part
+        return ["\n".join(paths[first : first + size]) for first in range(0, len(paths), size)]
 
     def read(self, part: str, ledger: Ledger) -> Iterator[Record]:
-        first, count = (int(n) for n in part.split("+"))
-        for path in text_files(self.path)[first : first + count]:
+        for path in part.split("\n"):
             ledger.read += 1
             body = _body(path, ledger, self.limit_bytes)
             if body is not None:
@@ -55,7 +54,7 @@ class FolderSource:
 def text_files(spec: str) -> list[str]:
     """Addresses of the files under `spec` that hold text by their suffix, sorted. ValueError if there is none."""
     root = filesystem(spec)[1]
-    found = [p for p in listing(spec) if suffix(p) in CONTENT_TYPES and not _hidden(p, root)]
+    found = [p for p in listing(spec) if suffix(p) in CONTENT_TYPES and "\n" not in p and not _hidden(p, root)]
     if not found:
         raise ValueError(f"{spec} holds no text: no file ends in .html, .md, .txt or a known code suffix such as .py")
     return found
@@ -71,7 +70,7 @@ def _body(path: str, ledger: Ledger, limit_bytes: int) -> bytes | None:
     try:
         with open_binary(path) as file:
             body = file.read(limit_bytes + 1)
-    except PermissionError:
+    except (OSError, ValueError):
         ledger.remove("unreadable")
         return None
     ledger.bytes += len(body)

@@ -61,6 +61,8 @@ class WebConfig:
     def __post_init__(self):
         if self.pages < 20:
             raise ValueError(f"pages={self.pages}: a miniature web needs at least 20 pages")
+        if not self.languages:
+            raise ValueError(f"languages is empty; choose among {', '.join(WIKI_FILES)}")
         for language in self.languages:
             if language not in WIKI_FILES:
                 raise ValueError(
@@ -332,7 +334,7 @@ class Planner:
                 planted=["language"],
             )
         for number in range(counts["boilerplate_only"]):
-            language = rng.choice(self.config.languages or ("en",))
+            language = rng.choice(self.config.languages)
             line = rng.choice(words.PLACEHOLDER[language])
             self.add(
                 language, f"empty/{number}", "boilerplate", language, "", [], expected="too_short",
@@ -348,7 +350,7 @@ class Planner:
     def _bad_records(self, counts: dict[str, int]) -> None:
         """Records that never become pages."""
         rng = self.rng
-        home = next(iter(self.config.languages), "python")
+        home = self.config.languages[0]
         body = [Block("paragraph", "The body of this record does not arrive whole. " * 12)]
         for number in range(counts["not_html"]):
             ending, declared, _ = mess.other_file(random.Random(number + self.config.seed))
