@@ -49,6 +49,23 @@ def test_a_folder_of_several_kinds_asks_which(tmp_path):
     assert isinstance(open_source(str(tmp_path), kind="jsonl"), JsonlSource)
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("a.txt", b"one", b"two"), ("a.jsonl", b"{}", b"[]"), ("a.warc", record("a"), record("b"))]
+)
+def test_the_manifest_of_a_part_changes_with_its_files_and_with_no_others(tmp_path, name, old, new):
+    (tmp_path / name).write_bytes(old)
+    (tmp_path / f"b{name}").write_bytes(old)
+    source = open_source(str(tmp_path))
+    if isinstance(source, FolderSource):
+        source = FolderSource(source.path, files_per_part=1)
+    first, second = source.parts()
+    before = source.manifest(first), source.manifest(second)
+    assert source.manifest() == before[0] + before[1]
+    (tmp_path / name).write_bytes(new)
+    assert source.manifest(first) != before[0]
+    assert source.manifest(second) == before[1]
+
+
 def test_a_source_survives_pickling_and_hashing(tmp_path):
     (tmp_path / "a.warc.gz").write_bytes(zipped(record("a"), record("b")))
     source = open_source(str(tmp_path))

@@ -60,9 +60,9 @@ class CommonCrawlSource:
         with open_binary(part, self.patience) as file:
             yield from read_warc(file, ledger, self.name, self.limit_bytes)
 
-    def manifest(self) -> list[dict]:
+    def manifest(self, part: str = "") -> list[dict]:
         root = self.base.rstrip("/") + "/"
-        return [{"path": part.removeprefix(root), "crawl": self.crawl} for part in self.parts()]
+        return [{"path": p.removeprefix(root), "crawl": self.crawl} for p in ([part] if part else self.parts())]
 
 
 def parse_spec(spec: str, **options) -> CommonCrawlSource:

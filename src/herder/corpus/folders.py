@@ -47,8 +47,8 @@ class FolderSource:
                 name = relative(self.path, path)
                 yield Record(f"{self.name}/{name}", path, body, CONTENT_TYPES[suffix(path)], source=self.name)
 
-    def manifest(self) -> list[dict]:
-        return manifest(self.path, text_files(self.path))
+    def manifest(self, part: str = "") -> list[dict]:
+        return manifest(self.path, part.split("\n") if part else text_files(self.path))
 
 
 def text_files(spec: str) -> list[str]:

@@ -54,8 +54,9 @@ class HuggingFaceSource:
                 f"hf:{self.dataset}: no row has text in field {self.fields.text!r}; map it with fields={{'text': ...}}"
             )
 
-    def manifest(self) -> list[dict]:
-        return [{"path": f"hf:{self.dataset}", "subset": self.subset, "split": self.split, "revision": self.revision}]
+    def manifest(self, part: str = "") -> list[dict]:
+        row = {"path": f"hf:{self.dataset}", "subset": self.subset, "split": self.split, "revision": self.revision}
+        return [row | {"part": part}] if part else [row]
 
     def _stream(self) -> Any:
         load_dataset = require("datasets", "hf").load_dataset

@@ -29,8 +29,8 @@ class Source(Protocol):
     def read(self, part: str, ledger: Ledger) -> Iterator[Record]:
         """Records of one part. Counts what it reads and every record it leaves out, with the reason, in `ledger`."""
 
-    def manifest(self) -> list[dict]:
-        """What identifies the content: per file its name, size and content hash."""
+    def manifest(self, part: str = "") -> list[dict]:
+        """What identifies the content of the source, or of one part: per file its name, size and content hash."""
 
 
 KINDS = {"warc": WarcSource, "folder": FolderSource, "jsonl": JsonlSource, "parquet": ParquetSource}

@@ -77,8 +77,8 @@ class JsonlSource:
         if rows and broken == rows:
             raise ValueError(f"{part}: none of its {rows} lines is a JSON object; give a file with one object a line")
 
-    def manifest(self) -> list[dict]:
-        return manifest(self.path, self.parts())
+    def manifest(self, part: str = "") -> list[dict]:
+        return manifest(self.path, [part] if part else self.parts())
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class ParquetSource:
         wanted = {getattr(self.fields, f).split(".")[0] for f in ("text", "id", "url", "date")}
         return [name for name in present if name in wanted]
 
-    def manifest(self) -> list[dict]:
-        return manifest(self.path, self.parts())
+    def manifest(self, part: str = "") -> list[dict]:
+        return manifest(self.path, [part] if part else self.parts())
 
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")

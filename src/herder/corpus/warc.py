@@ -42,8 +42,8 @@ class WarcSource:
         with open_binary(part, self.patience) as file:
             yield from read_warc(file, ledger, self.name, self.limit_bytes)
 
-    def manifest(self) -> list[dict]:
-        return manifest(self.path, self.parts())
+    def manifest(self, part: str = "") -> list[dict]:
+        return manifest(self.path, [part] if part else self.parts())
 
 
 def is_warc(path: str) -> bool:
