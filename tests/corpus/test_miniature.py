@@ -71,6 +71,31 @@ def test_pages_hold_their_true_text_within_furniture(web):
     assert checked > 500
 
 
+@needs_wiki
+def test_openings_of_other_pages_stand_below_some_and_are_not_their_text(web):
+    _, _, truth, records, _ = web
+    shown = 0
+    for identity, record in records.items():
+        teasers = re.findall(r"<p>([^<]{60,}?)… <a ", record.body.decode("utf-8", "replace"))
+        shown += bool(teasers)
+        own = truth[identity]["text"]
+        assert sum(html.unescape(t)[:60] in own for t in teasers) <= 1  # by chance a page may show itself
+    assert 0.03 * len(records) < shown < 0.3 * len(records)
+
+
+def test_spam_comes_in_four_kinds_one_of_them_mixed_with_real_sentences(web):
+    _, _, truth, _, _ = web
+    kept = "\n".join(row["text"] for row in truth.values() if not row["expected"])
+    kinds: dict[str, list[float]] = {}
+    for row in truth.values():
+        if row["expected"] == "spam":
+            lines = [line for line in row["text"].split("\n")[1:] if len(line) > 40]
+            kinds.setdefault(row["planted"][0], []).append(sum(line in kept for line in lines) / max(1, len(lines)))
+    assert set(kinds) == {"spam_keywords", "spam_repeated", "spam_links", "spam_mixed"}
+    assert 0.3 < sum(kinds["spam_mixed"]) / len(kinds["spam_mixed"]) < 0.9
+    assert max(kinds["spam_keywords"] + kinds["spam_repeated"]) == 0
+
+
 def test_layouts_are_many_and_sites_repeat_their_furniture(web):
     rows = [row for row in web[2].values() if not row["expected"]]
     assert len({row["layout"] for row in rows}) == 8

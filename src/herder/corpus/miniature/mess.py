@@ -58,6 +58,19 @@ def repeated_spam(rng: random.Random) -> tuple[str, list[Block]]:
     return lines[0].split(",")[0], [Block("paragraph", rng.choice(lines)) for _ in range(rng.randrange(15, 45))]
 
 
+def mixed_spam(lines: list[str], rng: random.Random) -> tuple[str, list[Block]]:
+    """Real sentences with advertising lines between them: as little as one line in four is spam."""
+    made = []
+    for line in rng.sample(lines, min(len(lines), rng.randrange(3, 7))):
+        made.append(Block("paragraph", line))
+        if rng.random() < 0.8:
+            themes = rng.sample(words.KEYWORDS, 5)
+            stuffed = " ".join(rng.choice(themes) for _ in range(rng.randrange(8, 40)))
+            made.append(Block("paragraph", rng.choice((stuffed, rng.choice(words.SPAM_LINES)))))
+    made.append(Block("paragraph", rng.choice(words.SPAM_LINES)))
+    return " ".join(rng.sample(words.KEYWORDS, 4)).title(), made
+
+
 def link_farm(titles: list[str], rng: random.Random) -> tuple[str, str]:
     """A page of links only, which is no text at all: its title and its HTML."""
     names = [f"{rng.choice(words.KEYWORDS)} {rng.choice(titles)}" for _ in range(rng.randrange(60, 160))]
@@ -67,9 +80,9 @@ def link_farm(titles: list[str], rng: random.Random) -> tuple[str, str]:
     return "Links", f"<div>{links}</div>"
 
 
-def adult_page(rng: random.Random) -> tuple[str, list[Block]]:
-    """A page dense in words of the adult industry."""
-    paragraphs = []
+def adult_page(lines: list[str], rng: random.Random) -> tuple[str, list[Block]]:
+    """A page with words of the adult industry: dense in them, or (one in three) with real sentences between."""
+    paragraphs = [Block("paragraph", line) for line in rng.sample(lines, 3)] if rng.random() < 1 / 3 else []
     for _ in range(rng.randrange(3, 8)):
         sentences = rng.choices(words.ADULT_SENTENCES, k=rng.randrange(2, 6))
         filled = [s.format(**dict(zip("abc", rng.sample(words.ADULT_WORDS, 3), strict=True))) for s in sentences]

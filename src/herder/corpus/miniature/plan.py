@@ -306,18 +306,21 @@ class Planner:
         """Pages of HTML that a filter should remove."""
         rng = self.rng
         titles = [c.title for c in self.captures[:2000]]
+        lines = [b.text for c in self.captures[:2000] if c.language == "en" for b in c.blocks if b.kind == "paragraph"]
         for number in range(counts["spam"]):
             home = "spam" if rng.random() < 0.7 else "en" if "en" in self.sites else "python"
-            kind = ("spam_keywords", "spam_repeated", "spam_links")[number % 3]
+            kind = ("spam_keywords", "spam_repeated", "spam_links", "spam_mixed")[number % 4]
             raw = ""
             if kind == "spam_links":
                 title, raw = mess.link_farm(titles, rng)
                 blocks = []
+            elif kind == "spam_mixed":
+                title, blocks = mess.mixed_spam(lines, rng)
             else:
                 title, blocks = mess.keyword_spam(rng) if kind == "spam_keywords" else mess.repeated_spam(rng)
             self.add(home, f"spam/{number}", "spam", "en", title, blocks, expected="spam", planted=[kind], raw=raw)
         for number in range(counts["adult"]):
-            title, blocks = mess.adult_page(rng)
+            title, blocks = mess.adult_page(lines, rng)
             home = "adult" if rng.random() < 0.6 else "spam"
             self.add(home, f"adult/{number}", "adult", "en", title, blocks, expected="adult", planted=["adult"])
         for number in range(counts["other_languages"]):

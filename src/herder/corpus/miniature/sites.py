@@ -43,6 +43,7 @@ class View:
     content: str
     byline: str
     related: tuple[str, ...]
+    teasers: tuple[tuple[str, str], ...] = ()
 
 
 def make_sites(language: str, count: int, rng: random.Random, technical: bool = False) -> list[Site]:
@@ -100,6 +101,16 @@ def _related(site: Site, view: View) -> str:
     return f"<ul>{links}</ul>"
 
 
+def _teasers(site: Site, view: View) -> str:
+    """Openings of other pages: prose, but not this page's."""
+    if not view.teasers:
+        return ""
+    box = '<div class="{}"><h3><a href="/more/{}">{}</a></h3><p>{}… <a href="/more/{}">{}</a></p></div>'
+    more, name = words.MORE[site.language], site.classes[3]
+    boxes = [box.format(name, i, escape(t), escape(text), i, more) for i, (t, text) in enumerate(view.teasers)]
+    return f'<div class="{site.classes[4]}"><h2>{words.RELATED[site.language]}</h2>{"".join(boxes)}</div>'
+
+
 def _share(site: Site) -> str:
     return " ".join(f'<a class="share" href="#">{label}</a>' for label in words.SHARING[site.language])
 
@@ -121,7 +132,7 @@ def _semantic(site: Site, view: View) -> str:
 <p class="byline">{escape(view.byline)}</p>
 <div class="social">{_share(site)}</div>
 {view.content}
-</article></main>
+</article>{_teasers(site, view)}</main>
 <aside><h2>{words.RELATED[language]}</h2>{_related(site, view)}{_advert(site)}</aside>
 <footer>{site.footer}<p>{words.NEWSLETTER[language]}</p></footer>
 <script src="/static/app.js"></script></body>"""
@@ -131,7 +142,7 @@ def _divs(site: Site, view: View) -> str:
     a, b, c, d, e, f, g, h = site.classes
     return f"""<body><div class="{a}"><div class="{b}"><div>{site.name}</div><div class="{c}">{site.navigation}</div></div>
 <div class="{d}"><div class="{e}">{_title(site, view)}<div class="{f}">{escape(view.byline)}</div>
-<div class="{g}">{view.content}</div></div>
+<div class="{g}">{view.content}</div>{_teasers(site, view)}</div>
 <div class="{h}"><div class="hd">{words.RELATED[site.language]}</div>{_related(site, view)}
 <div>{words.NEWSLETTER[site.language]}</div></div></div>
 <div class="{c} {f}">{site.footer}</div></div>
@@ -156,7 +167,7 @@ def _blog(site: Site, view: View) -> str:
 <div id="content"><div id="primary"><div class="post hentry"><div class="entry-header">{_title(site, view)}
 <div class="entry-meta">{escape(view.byline)}</div></div><div class="entry-content">
 {view.content}
-<div class="sharedaddy">{_share(site)}</div></div></div></div>
+<div class="sharedaddy">{_share(site)}</div></div></div>{_teasers(site, view)}</div>
 <div id="secondary" class="widget-area"><div class="widget"><h3 class="widget-title">{words.RELATED[language]}</h3>
 {_related(site, view)}</div><div class="widget newsletter">{words.NEWSLETTER[language]}</div></div></div>
 <div id="colophon" class="site-footer">{site.footer}</div></div>

@@ -52,6 +52,9 @@ should survive; `edit` is the share of words changed in a near copy; `pii` and `
 what extraction should return and `boilerplate` lines that it should not."""
 
 GZIP_LEVEL = 1
+TEASER_CHARACTERS = 140
+TEASER_SHARE = 0.25
+"""The share of pages that show openings of other pages below their own text, in layouts that do so."""
 TOO_LARGE_BYTES = 11_000_000
 TOO_LARGE_FROM_PAGES = 2000
 """Webs from this size on hold one page above the usual size limit (small ones would consist of little else)."""
@@ -82,10 +85,11 @@ def write_web(out: Path, config: WebConfig | None = None) -> Ledger:
 
 def _write_files(folder: Path, captures: list[Capture], config: WebConfig, ledger: Ledger) -> None:
     count = max(1, min(config.files, len(captures)))
-    titles: dict[str, list[str]] = {language: ["Home"] for language in words.NAVIGATION}
+    openings: dict[str, list[tuple[str, str]]] = {language: [("Home", "")] for language in words.NAVIGATION}
     for capture in captures:
-        if capture.title and not capture.expected:
-            titles[capture.language].append(capture.title)
+        if capture.kind == "wiki" and not capture.expected:
+            text = next((b.text for b in capture.blocks if b.kind == "paragraph"), "")
+            openings[capture.language].append((capture.title, text[:TEASER_CHARACTERS].rpartition(" ")[0]))
     rng = random.Random(f"pages/{config.seed}")
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(folder / f"miniature-{n:05d}.warc.gz", "wb")) for n in range(count)]
@@ -94,7 +98,7 @@ def _write_files(folder: Path, captures: list[Capture], config: WebConfig, ledge
                 file, "warcinfo", [("Content-Type", "application/warc-fields")], b"software: herder miniature web\r\n"
             )
         for number, capture in enumerate(captures):
-            body = _page(capture, titles, rng)
+            body = _page(capture, openings, rng)
             block, extra = _response(capture, body, rng)
             fields = [
                 ("WARC-Record-ID", f"<urn:uuid:{capture.id}>"),
@@ -127,7 +131,7 @@ def _write_record(file: BinaryIO, kind: str, fields: list[tuple[str, str]], bloc
     file.write(machine.compress(head + block + b"\r\n\r\n") + machine.flush())
 
 
-def _page(capture: Capture, titles: dict[str, list[str]], rng: random.Random) -> bytes:
+def _page(capture: Capture, openings: dict[str, list[tuple[str, str]]], rng: random.Random) -> bytes:
     """The page's HTML in its charset (before content encodings), or the file's bytes."""
     if capture.transport.startswith("file:"):
         return mess.other_file(random.Random(int(capture.transport[5:])))[2]
@@ -143,7 +147,9 @@ def _page(capture: Capture, titles: dict[str, list[str]], rng: random.Random) ->
             content = f"{pieces[0]}\n<p>{pieces[1]}\n{advert}\n<p>{pieces[2]}"
     name = f"{rng.choice(words.GIVEN)} {rng.choice(words.FAMILY)}"
     byline = words.BYLINE[site.language].format(name=name, date=capture.crawled_at[:10])
-    view = View(title, content, byline, tuple(rng.choices(titles[site.language], k=6)))
+    others = rng.choices(openings[site.language], k=9)
+    teasers = tuple(others[6:]) if blocks and rng.random() < TEASER_SHARE else ()
+    view = View(title, content, byline, tuple(title for title, _ in others[:6]), teasers)
     case = capture.transport
     charset = {"bare_cp1252": "", "cp1252": "windows-1252", "header_latin1": "", "utf16": ""}.get(case, "utf-8")
     html = page_html(site, view, charset)
