@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from herder.model.attention import Attend, Packing, packed
+from herder.model.norm import normalise
 from herder.model.rope import inverse_frequencies, rotate, rotation
 from herder.model.shapes import LlamaConfig
 
@@ -26,9 +27,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x.dtype)
+        return self.weight * normalise(x, self.eps)
 
 
 class Attention(nn.Module):

@@ -13,7 +13,7 @@ def inverse_frequencies(config: LlamaConfig) -> torch.Tensor:
     """(head_dim / 2,) fp32 radians per position. Under the 3.1 scaling, wavelengths above the original context are
     stretched by `factor`, those below a quarter of it are kept, those between are blended linearly."""
     d = config.head_dim
-    inv_freq = 1.0 / config.rope_theta ** (torch.arange(0, d, 2, dtype=torch.float32) / d)
+    inv_freq = 1.0 / config.rope_theta ** (torch.arange(0, d, 2, dtype=torch.float32, device="cpu") / d)
     scaling = config.rope_scaling
     if scaling is None:
         return inv_freq

@@ -79,6 +79,7 @@ class _Run:
         self.main = launch.rank() == 0
         self.device = pick_device(config.device)
         self.dtype = getattr(torch, config.dtype)
+        launch.keep_memory()
         model.to(self.device).train()
         self.optimizer = Optimizer(model, config.optim, self.dtype)
         self.step, self.tokens, self.seconds, self.row, history = 0, 0, 0.0, {}, []
