@@ -193,7 +193,15 @@ TORCHRUN = textwrap.dedent("""
 def test_under_torchrun_rank_0_records_what_all_ranks_computed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+        str(tmp_path),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     alone, together = find_artifact(tmp_path, "1_alone"), find_artifact(tmp_path, "2_together")
     assert sorted(p.name for p in alone.glob("rank*")) == ["rank0"]

@@ -190,9 +190,14 @@ def _flat(value, key: str = ""):
 
 def main() -> None:
     """Entry point: runs the command and turns what a user can mend into one sentence and exit code 2."""
+    usage_error = typer.BadParameter.__mro__[1]  # the base of unknown options and commands, wherever typer keeps it
     try:
-        app(standalone_mode=True)
-    except KeyboardInterrupt:
+        code = app(standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else 0)
+    except usage_error as error:
+        error.show()
+        raise SystemExit(2) from None
+    except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; the same command continues where this one stopped", 130)
     except ValueError as error:
         _fail(str(error), 2)

@@ -139,7 +139,11 @@ def test_flops_are_six_per_weight_and_token_plus_attention():
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"n_heads": 3}, "divisible by n_heads"), ({"n_kv_heads": 3}, "n_kv_heads 3"), ({"vocab_size": 0}, "vocab_size is 0")],
+    [
+        ({"n_heads": 3}, "divisible by n_heads"),
+        ({"n_kv_heads": 3}, "n_kv_heads 3"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+    ],
 )
 def test_a_shape_that_does_not_fit_is_refused(change, says):
     with pytest.raises(ValueError, match=says):

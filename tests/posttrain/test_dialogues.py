@@ -6,7 +6,14 @@ import pyarrow as pa
 import pytest
 
 from herder.posttrain import DialogueConfig, make_dialogues
-from herder.posttrain.dialogues import FAMILIES, corpus_dialogues, guess_language, read_function, reasoning_dialogues, shuffled
+from herder.posttrain.dialogues import (
+    FAMILIES,
+    corpus_dialogues,
+    guess_language,
+    read_function,
+    reasoning_dialogues,
+    shuffled,
+)
 from herder.records import Document, Span, read_dialogues, write_documents, write_table
 
 SIGNATURE = "def dumps(obj, *, skipkeys=False, indent=None, **kw)"
@@ -26,7 +33,9 @@ def lead(number=0):
         f"{name}\n\n{name} is the capital of Norway and the seat of its parliament. It was founded in 1049 and burned in "
         "1624, and it is a city of many parks."
     )
-    return Document(f"w{number}", f"http://w/{number}", text, title=f"{name} - Site", spans=[Span(0, len(name), "heading")])
+    return Document(
+        f"w{number}", f"http://w/{number}", text, title=f"{name} - Site", spans=[Span(0, len(name), "heading")]
+    )
 
 
 def made(document, seed=0):
@@ -41,7 +50,10 @@ def test_questions_about_a_function_have_the_answers_of_its_signature():
     assert found["last_parameter"][1] == "kw"
     assert found["describe"][1] == "Serialize an object to a string."
     prompt, rest = found["complete_signature"]
-    assert SIGNATURE in prompt.replace("Complete this signature.\n\n", "").replace("How does this signature go on?\n\n", "") + rest
+    assert (
+        SIGNATURE
+        in prompt.replace("Complete this signature.\n\n", "").replace("How does this signature go on?\n\n", "") + rest
+    )
 
 
 def test_questions_about_a_text_have_answers_that_stand_in_it():
@@ -98,7 +110,9 @@ def test_the_control_permutes_answers_within_a_family_and_nothing_else(corpus, t
 def test_reasoning_tasks_share_no_question_between_splits():
     pytest.importorskip("reasoning_gym")
     settings = {"chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
-    found = reasoning_dialogues(DialogueConfig(reasoning={"chain_sum": 300}, reasoning_settings=settings, heldout_items=50))
+    found = reasoning_dialogues(
+        DialogueConfig(reasoning={"chain_sum": 300}, reasoning_settings=settings, heldout_items=50)
+    )
     asked = [{d.messages[0]["content"] for d in found[split]} for split in ("train", "heldout")]
     assert asked[0]
     assert not asked[0] & asked[1]

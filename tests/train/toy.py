@@ -44,7 +44,9 @@ def run(folder: Path, out: Path, steps=12, kind="muon", dtype="bfloat16", object
     """Trains and returns (final weights, headline numbers)."""
     torch.manual_seed(0)
     model = Llama(TINY).init_weights(0)
-    config = TrainConfig(OptimConfig(kind=kind, lr=1e-2, warmup_steps=2), dtype=dtype, micro_batch_rows=2, device="cpu", **more)
+    config = TrainConfig(
+        OptimConfig(kind=kind, lr=1e-2, warmup_steps=2), dtype=dtype, micro_batch_rows=2, device="cpu", **more
+    )
     out.mkdir(parents=True, exist_ok=True)
     numbers = train(model, objective or NextToken(mixture(folder, steps)), config, out)
     return {name: p.detach().clone() for name, p in model.named_parameters()}, numbers
