@@ -44,7 +44,7 @@ def extract(body: bytes | str, url: str | None = None, charset: str | None = Non
     html = UNWANTED.sub("", flatten(html))
     tree = LexborHTMLParser(html)
     title = tree.css_first("title")
-    blocks = walk(tree, has_tex_scripts="math/tex" in html)
+    blocks = walk(tree, html)
     name = " ".join(title.text().split()) if title is not None else ""
     text, spans = assemble(choose(blocks, name))
     return Page(text, spans, CONTROL.sub("", name))

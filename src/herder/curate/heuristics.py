@@ -131,18 +131,30 @@ def alphabetic(text: str, n: int) -> float:
 def repetition(hashes: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
     """The share of characters in the most frequent 2-, 3- and 4-gram and in repeated 5- and 10-grams (Rae et al., A.1.1)."""
     total = float(sizes.sum())
-    numbers = {}
-    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    content = sizes[first] >= MIN_CONTENT_WORD
-    numbers["top_word"] = float(counts[content].max() / len(hashes)) if content.any() else 0.0
+    content = np.sort(hashes[sizes >= MIN_CONTENT_WORD])
+    numbers = {"top_word": most_frequent(content)[0] / len(hashes)}
     for n in (2, 3, 4):
-        _, first, counts = np.unique(shingles(hashes, n), return_index=True, return_counts=True)
-        top = int(counts.argmax())
-        covered = counts[top] * sizes[first[top] : first[top] + n].sum() if counts[top] >= MIN_REPEATS else 0
-        numbers[f"top_{n}gram"] = float(covered / total)
+        grams = shingles(hashes, n)
+        count, top = most_frequent(np.sort(grams))
+        if count < MIN_REPEATS:
+            break  # no longer n-gram can be more frequent
+        at = int(np.argmax(grams == top))
+        numbers[f"top_{n}gram"] = float(count * sizes[at : at + n].sum() / total)
     for n in (5, 10):
-        numbers[f"repeated_{n}grams"] = repeated_share(hashes, sizes, n)
+        numbers[f"repeated_{n}grams"] = repeated = repeated_share(hashes, sizes, n)
+        if repeated == 0.0:
+            break
     return numbers
+
+
+def most_frequent(ordered: np.ndarray) -> tuple[int, int]:
+    """How often the most frequent of sorted values occurs, and which it is (the smallest of equals)."""
+    if len(ordered) == 0:
+        return 0, 0
+    starts = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1))
+    counts = np.diff(starts, append=len(ordered))
+    top = int(counts.argmax())
+    return int(counts[top]), ordered[starts[top]]
 
 
 MIN_CONTENT_WORD = 4
@@ -156,9 +168,10 @@ def repeated_share(hashes: np.ndarray, sizes: np.ndarray, n: int) -> float:
     if len(hashes) <= n:
         return 0.0
     grams = shingles(hashes, n)
-    _, first = np.unique(grams, return_index=True)
-    if len(first) == len(grams):
+    ordered = np.sort(grams)
+    if not (ordered[1:] == ordered[:-1]).any():
         return 0.0
+    _, first = np.unique(grams, return_index=True)
     again = np.ones(len(grams), np.int64)
     again[first] = 0
     edges = np.zeros(len(hashes) + 1, np.int64)

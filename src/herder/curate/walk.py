@@ -157,14 +157,9 @@ class Walker:
             self.link_length += len(text)
 
 
-def walk(tree: LexborHTMLParser, has_tex_scripts: bool = False) -> list[Block]:
+def walk(tree: LexborHTMLParser, html: str) -> list[Block]:
     """All text blocks of a page in reading order, boilerplate included (each block's frame says what it lies in)."""
-    if has_tex_scripts:
-        for node in tree.css('script:not([type^="math/tex"])'):
-            node.decompose()
-    else:
-        tree.strip_tags(["script"], recursive=True)
-    tree.strip_tags(list(DROPPED), recursive=True)
+    simplify(tree, html)
     if tree.body is None:
         return []
     walker = Walker()
@@ -180,27 +175,22 @@ def walk(tree: LexborHTMLParser, has_tex_scripts: bool = False) -> list[Block]:
             if block_ends.pop():
                 flush()
         frame = frames[-1]
-        if frame.skip:
-            if tag != "-text":
-                ids.append(node.mem_id)
-                frames.append(frame)
-                block_ends.append(False)
-            continue
         if tag == "-text":
-            add(frame, node.text_content)
+            if not frame.skip:
+                add(frame, node.text_content)
             continue
         if not node.is_element_node:
             continue
         is_block = tag in BLOCKS
-        if frame.open_pre and is_block:
+        if frame.skip:
+            is_block = False
+        elif frame.open_pre and is_block:
             if walker.pieces and not walker.pieces[-1].endswith("\n"):
                 add(frame, BREAK)
             is_block = False
         elif is_block:
             flush()
             frame = open_block(node, tag, frame)
-        elif tag in PLAIN:
-            pass
         elif tag == "br":
             add(frame, BREAK)
         else:
@@ -212,35 +202,59 @@ def walk(tree: LexborHTMLParser, has_tex_scripts: bool = False) -> list[Block]:
     return blocks_of_page
 
 
-PLAIN = frozenset(
-    [
-        "b",
-        "i",
-        "em",
-        "strong",
-        "u",
-        "s",
-        "small",
-        "big",
-        "font",
-        "tt",
-        "kbd",
-        "samp",
-        "var",
-        "cite",
-        "abbr",
-        "acronym",
-        "dfn",
-        "mark",
-        "q",
-        "ins",
-        "time",
-        "bdi",
-        "bdo",
-        "wbr",
-        "tbody",
-    ]
+TRANSPARENT = names(
+    "b i em strong u s small big font tt kbd samp var cite abbr acronym dfn mark q ins time bdi bdo wbr span label nobr"
 )
+GENERATED = {
+    "headerlink": ".headerlink", "anchorjs": ".anchorjs-link", "viewcode": ".viewcode-link", "katex-html": ".katex-html",
+    "lineno": ".linenos,.lineno,.linenodiv", "line-numbers": ".line-numbers-rows", "mw-editsection": ".mw-editsection",
+    "MathJax": ".MathJax,.MathJax_Preview,.MathJax_Display", "visually-hidden": ".visually-hidden", "noprint": ".noprint",
+    "screen-reader": ".screen-reader-text", "footnote-back": ".footnote-backref", "sr-only": ".sr-only",
+}  # fmt: skip
+HIDDEN = {
+    "aria-hidden": '[aria-hidden="true"]',
+    " hidden": "[hidden]",
+    "display:": "span[style],a[style],b[style],i[style],font[style]",
+}
+"""What marks text that readers do not see as content: a word that the page must hold for it, and the selector."""
+
+
+def simplify(tree: LexborHTMLParser, html: str) -> None:
+    """Removes inside the parser what is never read: unwanted and invisible elements, then inline tags that change nothing.
+
+    The parser's passes cost per tag and selector, so only those are asked for that the page holds.
+    """
+    tags = set(TAG_NAME.findall(html))
+    if "math/tex" in html:
+        for node in tree.css('script:not([type^="math/tex"])'):
+            node.decompose()
+        tags.discard("script")
+    remove = [tag for tag in tags if tag in DROPPED or tag == "script"]
+    if remove:
+        tree.strip_tags(remove, recursive=True)
+    classes = " ".join(set(CLASSES.findall(html)))
+    for word, selector in GENERATED.items():
+        if word in classes:
+            for node in tree.css(selector):
+                node.decompose()
+    for word, selector in HIDDEN.items():
+        if word in html:
+            for node in tree.css(selector):
+                if word != "display:" or is_invisible(node):
+                    node.decompose()
+    unwrap = [tag for tag in tags if tag in TRANSPARENT]
+    if unwrap:
+        tree.unwrap_tags(unwrap)
+        tree.merge_text_nodes()
+
+
+TAG_NAME = re.compile(r"<([a-z]+)")
+CLASSES = re.compile(r"""\sclass=["']?([^"'>]*)""")
+
+
+def is_invisible(node: LexborNode) -> bool:
+    """Inline elements that a style hides. Sites that draw formulas as images hide the MathML that we want."""
+    return bool(HIDDEN_STYLE.search(node.attributes.get("style") or "")) and node.css_first("math") is None
 
 
 def open_block(node: LexborNode, tag: str, parent: Frame) -> Frame:
@@ -269,8 +283,6 @@ def open_inline(node: LexborNode, tag: str, parent: Frame, walker: Walker) -> Fr
     """The frame of an inline element that matters: links, formulas, images, hidden or generated spans."""
     if tag == "a":
         attributes = node.attributes
-        if GENERATED.search(attributes.get("class") or ""):
-            return skipping(parent)
         if parent.link or "href" not in attributes:
             return parent
         frame = inline_frame(parent)
@@ -293,17 +305,8 @@ def open_inline(node: LexborNode, tag: str, parent: Frame, walker: Walker) -> Fr
         return skipping(parent)
     if tag in ("sup", "sub"):
         return open_script(node, tag, parent, walker)
-    attributes = node.attributes
-    if attributes:
-        marks = attributes.get("class")
-        if marks and GENERATED.search(marks):
-            return skipping(parent)
-        if "hidden" in attributes or attributes.get("aria-hidden") == "true":
-            return skipping(parent)
-        if (style := attributes.get("style")) and HIDDEN_STYLE.search(style) and "math" not in (marks or ""):
-            return skipping(parent)
-        if tag == "code" and parent.open_pre and not parent.language:
-            parent.language = language_in(marks or "")
+    if tag == "code" and parent.open_pre and not parent.language:
+        parent.language = language_in(node.attributes.get("class") or "")
     return parent
 
 
@@ -321,10 +324,6 @@ def skipping(parent: Frame) -> Frame:
     return frame
 
 
-GENERATED = re.compile(
-    r"(?:^|[\s_-])(?:headerlink|anchorjs-link|viewcode-link|linenos?|line-numbers?|lineno|mw-editsection|katex-html|MathJax(?:_\w+)?|"
-    r"sr-only|visually-?hidden|screen-reader-text|noprint|footnote-backref)(?:$|\s)"
-)
 HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 EXPONENT = re.compile(r"[-+−]?\w{1,3}")
 BASE = re.compile(r"(?:^|[\s(=+*/−-])(?:\d[\d.,]*|[A-Za-zα-ω]|[ckm]?m|\))$")
