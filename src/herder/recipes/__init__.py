@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ def find(name: str) -> tuple[Callable[[Any], Sequence[Step]], type]:
         path = Path(name)
         if not path.exists():
             raise ValueError(f"{name} does not exist; give a recipe's name ({', '.join(names())}) or a Python file")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"herder_recipe_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses and the hash of a step's source look for it there
         spec.loader.exec_module(module)
     elif name in names():
         module = importlib.import_module(f"herder.recipes.{name}")
