@@ -63,14 +63,18 @@ def test_plain_prose_passes():
             "dirty_words",
             "Free porn and xxx milf videos, hardcore pussy every day for you and your friends at night now.",
         ),
+        (
+            "spam_words",
+            ENGLISH + " Order cheap replica watches now! Casino bonus, free coupon, instant loan, win a prize today.",
+        ),
         ("repeated_lines", "\n".join(["Best casino bonus, play now and win big today!"] * 12)),
         (
             "keyword_stuffing",
-            " ".join(random.Random(1).choices(["cheap", "watches", "replica", "casino", "loan", "pills", "bonus"], k=200)),
+            " ".join(random.Random(1).choices(["violet", "timber", "garden", "candle", "window"], k=200)),
         ),
         ("repeated_ngrams", " ".join([ENGLISH] * 3)),
         ("word_length", " ".join(f"{'x' * 30}{chr(97 + i % 26)}{i} the" for i in range(60))),
-        ("symbols", " ".join(f"#tag the {w}" for w in ENGLISH.split())),
+        ("symbols", " ".join(f"#{w} the" for w in ENGLISH.split())),
         ("ellipsis_lines", "\n".join(f"{part} and read more about it here..." for part in ENGLISH.split(","))),
         ("bullet_lines", "\n".join(f"- {part}" for part in ENGLISH.replace(".", ",").split(","))),
         ("few_letters", " ".join(f"{i} the {i * 7} {i * 13}" for i in range(60))),
@@ -135,7 +139,8 @@ def test_addresses_of_different_pages_differ():
 
 def test_markdown_loses_its_markers_and_keeps_its_code():
     page = read(
-        b"# Big *title*\n\nSee [the docs](http://x.y) and `f_x`, **now**.\n\n```py\ndef f():\n    return 2 * 3 * 4\n```\n- item\n",
+        b"# Big *title*\n\nSee [the docs](http://x.y) and `f_x`, **now**.\n\n"
+        b"```py\ndef f():\n    return 2 * 3 * 4\n```\n- item\n",
         "text/markdown",
     )
     assert page.text == "Big title\n\nSee the docs and f_x, now.\n\ndef f():\n    return 2 * 3 * 4\nitem"

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,10 +65,12 @@ def test_planted_kinds_are_found_with_precision_and_recall(web, curated):
 
 def test_near_duplicates_are_found_as_the_s_curve_promises(web, curated):
     bands = audit(curated[0], web / "truth.parquet")["near_duplicates_by_edit"]
-    for name, found in bands.items():
-        if not name.endswith("expected"):
-            promised = bands[f"{name} expected"].value
-            assert found.low - 0.1 <= promised <= found.high + 0.1, name
+    names = [name for name in bands if not name.endswith("expected")]
+    found = sum(bands[name].value * bands[name].n for name in names)
+    promised = sum(bands[f"{name} expected"].value * bands[name].n for name in names)
+    copies = sum(bands[name].n for name in names)
+    assert copies == 75
+    assert found / copies == pytest.approx(promised / copies, abs=0.08)
 
 
 def test_extraction_returns_the_true_text(web, curated):
@@ -88,7 +91,7 @@ def test_every_record_has_one_fate_and_is_counted_once(web, curated):
 
 
 def test_samples_show_every_reason(curated):
-    out, numbers = curated
+    out, _ = curated
     samples = json.loads((out / "samples.json").read_text())
     assert KEPT in samples
     assert "near_duplicate" in samples
@@ -102,11 +105,11 @@ def test_held_out_documents_repeat_no_training_document(curated):
     assert 0.01 * numbers["kept"] < len(heldout) == numbers["heldout"] < 0.08 * numbers["kept"]
     for document in heldout:
         grams = {" ".join(w) for w in ngrams(document.text)}
-        assert len(grams & train) <= 0.25 * max(1, len(grams))
+        assert len(grams & train) <= 0.2 * max(1, len(grams))
 
 
 def ngrams(text: str):
-    words = text.lower().split()
+    words = re.findall(r"\w+", text.lower())
     return [words[i : i + 8] for i in range(len(words) - 7)]
 
 

@@ -7,6 +7,7 @@ go? Of a group of duplicates any one member may survive. Extraction is measured 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,9 +35,15 @@ def audit(curated: Path, truth: Path) -> dict[str, dict]:
     result |= {reason: {"precision": p} for reason, p in precisions(rows, fates).items()}
     for kind, recall in recalls(rows, fates).items():
         result.setdefault(kind, {})["recall"] = recall
-    result["near_duplicates_by_edit"] = by_edit(rows, fates)
+    result["near_duplicates_by_edit"] = by_edit(rows, fates, near_rule(Path(curated)))
     result["extraction"] = extraction(Path(curated), rows)
     return result
+
+
+def near_rule(curated: Path) -> NearDuplicates:
+    """The rule that a curated folder was made with."""
+    chosen = json.loads((curated / "config.json").read_text())["near"]
+    return NearDuplicates(**{name: value for name, value in chosen.items() if name != "type"})
 
 
 def read_fates(curated: Path) -> dict[str, tuple[str, str]]:
@@ -59,9 +66,15 @@ def overall(rows: dict, fates: dict) -> dict[str, Measure]:
     good = sum(
         row["expected"] == "" or (row["expected"] in DUPLICATES and survivors[row["group"]] == 1) for row in kept
     )
-    wanted = [row for row in rows.values() if row["expected"] == ""]
+    guarded = guards_benchmarks(fates)
+    wanted = [row for row in rows.values() if row["expected"] == "" and not (guarded and row.get("benchmark"))]
     found = sum(fate_of(row, fates) == KEPT or survivors.get(row["group"] or "-", 0) > 0 for row in wanted)
     return {"kept_and_wanted": Measure.share(good, len(kept)), "wanted_and_kept": Measure.share(found, len(wanted))}
+
+
+def guards_benchmarks(fates: dict) -> bool:
+    """Whether the curation was told of the benchmark items: then their pages are not wanted."""
+    return any(reason == "benchmark_overlap" for reason, _ in fates.values())
 
 
 def fate_of(row: dict, fates: dict) -> str:
@@ -107,11 +120,11 @@ def recalls(rows: dict, fates: dict) -> dict[str, Measure]:
     """The share of each planted kind that is gone; of duplicates, the share whose group has one survivor at most."""
     counts: dict[str, list[int]] = {}
     survivors = surviving_groups(rows, fates)
-    with_benchmarks = any(reason == "benchmark_overlap" for reason, _ in fates.values())
+    guarded = guards_benchmarks(fates)
     for row in rows.values():
         gone = fate_of(row, fates) != KEPT
         kinds = [row["expected"], *(p for p in row["planted"] or [] if p != row["expected"])] if row["expected"] else []
-        if with_benchmarks and row.get("benchmark"):
+        if guarded and row.get("benchmark"):
             kinds = [*kinds, "benchmark_overlap"]
         for kind in kinds:
             if row["expected"] in DUPLICATES and kind in NOT_DEFECTS:
@@ -138,9 +151,8 @@ def surviving_groups(rows: dict, fates: dict) -> dict[str, int]:
 EDIT_BANDS = (0.0, 0.1, 0.15, 0.2, 0.25, 1.0)
 
 
-def by_edit(rows: dict, fates: dict, rule: NearDuplicates | None = None) -> dict[str, Measure]:
+def by_edit(rows: dict, fates: dict, rule: NearDuplicates) -> dict[str, Measure]:
     """Recall of near duplicates by the share of words edited, each with what the S-curve promises for the true texts."""
-    rule = rule or NearDuplicates()
     survivors = surviving_groups(rows, fates)
     result = {}
     for low, high in itertools.pairwise(EDIT_BANDS):
@@ -148,7 +160,10 @@ def by_edit(rows: dict, fates: dict, rule: NearDuplicates | None = None) -> dict
             r for r in rows.values() if r["expected"] == "near_duplicate" and low <= (r.get("edit") or 0.0) < high
         ]
         if copies:
-            promised = [expected_recall(jaccard(r, rows[r["duplicate_of"]], rule.shingle), rule) for r in copies]
+            promised = [
+                expected_recall(jaccard(r, rows[r["duplicate_of"]], rule.shingle), rule, "code" in r["planted"])
+                for r in copies
+            ]
             name = f"{low:.0%}-{min(high, 0.3):.0%}"
             result[name] = Measure.share(sum(survivors[r["group"]] <= 1 for r in copies), len(copies))
             result[f"{name} expected"] = Measure(float(np.mean(promised)), unit="%")

@@ -145,7 +145,7 @@ def mass(block) -> float:
         return 0.0
     if block.kind == "code":
         return float(min(block.length, 2000))
-    if block.link_length > DENSE * block.length:
+    if block.link_length > DENSE * block.length or is_teaser(block):
         return 0.0
     unlinked = block.length - block.link_length
     return float(unlinked) if block.length >= LONG else unlinked * 0.25
@@ -220,7 +220,27 @@ def is_content(block) -> bool:
     """Inside the content element only lists of links, and short lines that are all link, are left out."""
     if block.kind in ("code", "heading"):
         return True
-    return block.link_length <= (LINKED if block.length < SENTENCE else ALL_LINK) * block.length
+    return (
+        not is_teaser(block) and block.link_length <= (LINKED if block.length < SENTENCE else ALL_LINK) * block.length
+    )
+
+
+TEASER = re.compile(r"(?:…|\.\.\.|\[…\])\s*(\S[^.…]{2,30})$")
+
+
+def is_teaser(block) -> bool:
+    """The opening of another page: text that breaks off before a link ("... Read more")."""
+    if not block.link_length or not (found := TEASER.search(block.text, max(0, block.length - 40))):
+        return False
+    return abs(block.link_length - len(found[1])) <= 2
+
+
+LABEL_LENGTH = 40
+
+
+def is_label(block) -> bool:
+    """A heading in all but its tag: a few words without an end, which name what follows."""
+    return block.kind == "text" and block.length < LABEL_LENGTH and block.text[-1].isalpha() and block.frame.row is None
 
 
 EDGE_BLOCKS, NOTICE_LENGTH = 5, 240
@@ -251,7 +271,7 @@ def drop_empty_sections(blocks: list, kept: list[bool]) -> list:
                 followed, lost = True, False
             else:
                 lost = True
-        elif keep:
+        elif keep and not (lost and is_label(block)):
             result.append(block)
             followed, lost = True, False
         else:

@@ -19,11 +19,7 @@ DETECT_WINDOW = 65536
 
 
 def decode(body: bytes, declared: str | None = None) -> str:
-    """The characters of a page; undecodable bytes become U+FFFD, doubly encoded text is repaired. Never raises."""
-    return repair_mojibake(_decode(body, declared))
-
-
-def _decode(body: bytes, declared: str | None) -> str:
+    """The characters of a page; undecodable bytes become U+FFFD. Never raises."""
     for mark, name in BYTE_ORDER_MARKS:
         if body.startswith(mark):
             return body[len(mark) :].decode(name, errors="replace")
@@ -75,15 +71,16 @@ _LEADS2 = "".join(SLOPPY[0xC2:0xE0])
 _LEADS3 = "".join(SLOPPY[0xE1:0xF0])
 _TAIL = "[" + re.escape("".join(SLOPPY[0x80:0xC0])) + "]"
 MOJIBAKE = re.compile(f"[{_LEADS2}]{_TAIL}|[{_LEADS3}]{_TAIL}{{2}}|[{''.join(SLOPPY[0xF0:0xF5])}]{_TAIL}{{3}}")
-NON_ASCII = re.compile(r"[^\x00-\x7f]+")
+NON_ASCII = re.compile("[^\x00-\x7f\ufdd0-\ufdd3]+")
 CERTAIN = 0.9
-"""Share of a page's non-ASCII characters that must be part of a valid UTF-8-read-as-windows-1252 sequence."""
+"""Share of a text's non-ASCII characters that must be part of a valid UTF-8-read-as-windows-1252 sequence."""
 
 
 def repair_mojibake(text: str) -> str:
-    """Undoes UTF-8 that was read as windows-1252 and saved again ("cafÃ©"), only where nearly every non-ASCII character says so.
+    """Undoes UTF-8 that was read as windows-1252 and saved again ("cafÃ©"), only where nearly every one says so.
 
-    A page that explains mojibake, or one Portuguese capital, stays as it is: then well-formed characters stand beside it.
+    It is asked of each paragraph, since a broken import leaves the site's own furniture whole. A paragraph that explains
+    mojibake, or holds one Portuguese capital, stays as it is: well-formed characters stand beside it.
     """
     if text.isascii() or not ("Ã" in text or "â€" in text or "Â" in text):
         return text

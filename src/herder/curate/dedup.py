@@ -32,7 +32,7 @@ class NearDuplicates:
     bands: int = 42
     rows: int = 3
     similarity: float = 0.4
-    similarity_with_code: float = 0.65
+    similarity_with_code: float = 0.55
 
     def __post_init__(self):
         if self.bands * self.rows > PERMUTATIONS:
@@ -154,11 +154,12 @@ def join_bucket(members: np.ndarray, matrix: np.ndarray, needed: np.ndarray, clu
             return
 
 
-def expected_recall(jaccard: float, rule: NearDuplicates) -> float:
+def expected_recall(jaccard: float, rule: NearDuplicates, with_code: bool = False) -> float:
     """The chance that two documents of this Jaccard similarity share a band and pass the check: the S-curve, with
     the estimate's binomial spread over 128 values taken as independent of the banding."""
     banded = 1.0 - (1.0 - jaccard**rule.rows) ** rule.bands
-    need = int(np.ceil(rule.similarity * PERMUTATIONS - 1e-9))
+    asked = rule.similarity_with_code if with_code else rule.similarity
+    need = int(np.ceil(asked * PERMUTATIONS - 1e-9))
     passed = sum(
         comb(PERMUTATIONS, k) * jaccard**k * (1 - jaccard) ** (PERMUTATIONS - k) for k in range(need, PERMUTATIONS + 1)
     )

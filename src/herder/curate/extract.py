@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from selectolax.lexbor import LexborHTMLParser
 
 from herder.curate.boilerplate import choose, names
-from herder.curate.charset import decode
+from herder.curate.charset import decode, repair_mojibake
 from herder.curate.walk import ALT, CLOSE, FORMULA, Block, Frame, walk
 from herder.records import Span
 
@@ -45,7 +45,7 @@ def extract(body: bytes | str, url: str | None = None, charset: str | None = Non
     tree = LexborHTMLParser(html)
     title = tree.css_first("title")
     blocks = walk(tree, html)
-    name = " ".join(title.text().split()) if title is not None else ""
+    name = " ".join(repair_mojibake(title.text()).split()) if title is not None else ""
     text, spans = assemble(choose(blocks, name))
     return Page(text, spans, CONTROL.sub("", name))
 

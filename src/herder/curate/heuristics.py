@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from herder.curate.terms import DIRTY, FUNCTION_WORDS
-from herder.curate.words import Words, count_in, shingles
+from herder.curate.terms import DIRTY, FUNCTION_WORDS, SPAM
+from herder.curate.words import Words, is_in, shingles
 from herder.records import Span
 
 
@@ -40,6 +40,8 @@ class Thresholds:
     max_repeated_10grams: float = 0.4
     max_dirty_words: float = 0.015
     min_dirty_words: int = 3
+    max_spam_words: float = 0.08
+    min_spam_kinds: int = 6
     max_top_word: float = 0.2
     min_function_words: float = 0.06
     repetition_from_words: int = 40
@@ -66,6 +68,8 @@ class Stats:
     repeated_5grams: float = 0.0
     repeated_10grams: float = 0.0
     dirty_words: int = 0
+    spam_words: int = 0
+    spam_kinds: int = 0
     top_word: float = 0.0
     function_words: float = 0.0
     lorem_ipsum: bool = False
@@ -102,8 +106,10 @@ def measure(text: str, spans: list[Span], words: Words) -> Stats:
             "mean_word": float(sizes.mean()),
             "symbols_per_word": len(SYMBOLS.findall(plain)) / n,
             "alphabetic_words": alphabetic(plain, n),
-            "dirty_words": count_in(hashes, DIRTY),
-            "function_words": count_in(hashes, FUNCTION_WORDS) / n,
+            "dirty_words": int(is_in(hashes, DIRTY).sum()),
+            "spam_words": len(spam := hashes[is_in(hashes, SPAM)]),
+            "spam_kinds": len(np.unique(spam)),
+            "function_words": float(is_in(hashes, FUNCTION_WORDS).mean()),
         }
         numbers |= repetition(hashes, sizes) | line_repetition(lines)
     return Stats(**{name: round(value, 4) if isinstance(value, float) else value for name, value in numbers.items()})
@@ -233,6 +239,13 @@ def dirty_words(stats: Stats, limits: Thresholds, language: str) -> Verdict | No
     ) else None  # fmt: skip
 
 
+def spam_words(stats: Stats, limits: Thresholds, language: str) -> Verdict | None:
+    """Many different words of advertisement in little text; one or two of them are the topic of an honest page."""
+    if stats.spam_kinds < limits.min_spam_kinds:
+        return None
+    return above("spam_words", "share of spam words", stats.spam_words / stats.prose_words, limits.max_spam_words)
+
+
 def repeated_lines(stats: Stats, limits: Thresholds, language: str) -> Verdict | None:
     if stats.prose_words < limits.repetition_from_words or stats.code_share > MOSTLY_CODE:
         return None
@@ -288,6 +301,7 @@ RULES: tuple[Callable[[Stats, Thresholds, str], Verdict | None], ...] = (
     too_long,
     placeholder,
     dirty_words,
+    spam_words,
     repeated_lines,
     keyword_stuffing,
     repeated_ngrams,

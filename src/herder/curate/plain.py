@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from herder.curate.charset import decode
+from herder.curate.charset import decode, repair_mojibake
 from herder.curate.extract import CONTROL, Page
 from herder.records import Span
 
@@ -13,7 +13,11 @@ NOT_CODE = frozenset(("text/plain", "text/markdown", "text/x-rst", ""))
 
 def read(body: bytes, content_type: str, charset: str | None = None) -> Page:
     """The page of a record that is no HTML. Code is one span, in the language its type names (text/x-python)."""
-    text = CONTROL.sub("", decode(body, charset).replace("\r\n", "\n").replace("\r", "\n")).strip("\n").rstrip()
+    text = (
+        CONTROL.sub("", repair_mojibake(decode(body, charset)).replace("\r\n", "\n").replace("\r", "\n"))
+        .strip("\n")
+        .rstrip()
+    )
     if content_type == "text/markdown":
         return from_markdown(text)
     if content_type in NOT_CODE:

@@ -1,7 +1,8 @@
 """Short word lists of our own, as hashes: words of adult pages, and the function words that every sentence needs.
 
 The dirty words are those that pages sell sex with (Raffel et al. 2020 count such words; the paper 3.1.1). Medical, legal and
-everyday words for the same things are left out: a page on health must not fall.
+everyday words for the same things are left out: a page on health must not fall. Words of spam are everyday words: many
+different ones, close together, are what counts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ DIRTY = hash_terms(
     "motherfucker motherfuckers asshole assholes shemale shemales escort escorts stripper strippers swinger swingers fetish "
     "erotica bitch bitches shit twat bollocks salope salopes putain bite chatte baise baiser enculer puta putas polla follar "
     "coño joder mamada zorra"
+)
+
+SPAM = hash_terms(
+    "casino casinos slots jackpot poker betting gambling viagra cialis levitra pills pill slimming replica replicas rolex outlet "
+    "designer handbags payday loan loans forex crypto bitcoin bonus bonuses deposit wholesale cheap cheapest discount discounts "
+    "coupon coupons voucher backlinks seo traffic profit profits miracle exclusive instant approval mortgage insurance earn "
+    "watches shoes trading signals free buy order shipping deal deals sale price win winner prize click claim offer offers now"
 )
 
 FUNCTION_WORDS = hash_terms(

@@ -13,6 +13,7 @@ import re
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from herder.curate.boilerplate import names, suspicion
+from herder.curate.charset import repair_mojibake
 
 FORMULA, ALT, CLOSE, BREAK = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 
@@ -138,6 +139,8 @@ class Walker:
             if text:
                 self.blocks.append(Block(frame, "code", text, 0, frame.language))
         else:
+            if not text.isascii():
+                text = repair_mojibake(text)  # before white space collapses: half of "à" is a no-break space
             if BREAK in text:
                 lines = (" ".join(line.split()) for line in text.split(BREAK))
                 text = "\n".join(line for line in lines if line)

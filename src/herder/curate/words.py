@@ -71,11 +71,11 @@ def hash_terms(terms: str) -> np.ndarray:
     return np.unique(hash_words(terms).hashes)
 
 
-def count_in(hashes: np.ndarray, terms: np.ndarray) -> int:
-    """How many of the words are among sorted terms."""
+def is_in(hashes: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """Which of the words are among sorted terms: bool (n,)."""
     at = np.searchsorted(terms, hashes)
     at[at == len(terms)] = 0
-    return int(np.count_nonzero(terms[at] == hashes))
+    return terms[at] == hashes
 
 
 def _powers(base: int, count: int) -> np.ndarray:
