@@ -237,7 +237,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
 
     save_checkpoint(tmp_path, 1, {"x": torch.ones(1)}, {})
 
-    def full(tensors, path):
+    def full(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -254,3 +254,17 @@ def test_metrics_after_the_checkpoint_are_cut_on_resumption(tmp_path):
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in range(5)) + '{"step"')
     Metrics(path, 3, []).close()
     assert [row["step"] for row in read_metrics(path)] == [0, 1, 2]
+
+
+def test_safetensors_tells_a_full_disk_as_an_os_error(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from herder.train import checkpoint
+
+    def full(*args, **more):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        checkpoint.save_tensors({"x": torch.ones(1)}, tmp_path / "x")
+    assert caught.value.errno == 28

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from herder.model import Llama, LlamaConfig, RopeScaling
 from herder.steps import read_json
 from herder.tokenizer import Tokenizer
-from herder.train.checkpoint import checksum
+from herder.train.checkpoint import checksum, save_tensors
 
 
 def save(model: Llama, tokenizer: Tokenizer, out: Path, format: str = "hf") -> Path:
@@ -29,8 +29,7 @@ def save(model: Llama, tokenizer: Tokenizer, out: Path, format: str = "hf") -> P
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(dict(model.named_parameters()), part / "model.safetensors")
     (part / "config.json").write_text(
         json.dumps(_to_config(model.config, next(model.parameters()).dtype, tokenizer), indent=1)
     )

@@ -6,6 +6,7 @@ name and renamed; a checkpoint that fails its checksum is named, and the one bef
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 
@@ -23,7 +25,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], f
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part / "state.safetensors")
+        save_tensors(tensors, part / "state.safetensors")
         facts = {**facts, "step": step, "checksum": checksum(part / "state.safetensors")}
         (part / "state.json").write_text(json.dumps(facts))
         for name in ("state.safetensors", "state.json"):
@@ -37,6 +39,17 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], f
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes one safetensors file. A full disk raises OSError, as it does everywhere else."""
+    try:
+        whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(whole, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
 
 
 def checkpoints(folder: Path) -> list[Path]:

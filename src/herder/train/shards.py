@@ -7,6 +7,7 @@ token can be told in bits per byte.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -75,7 +76,7 @@ class _Writer:
         self.offsets, self.bytes = [0], []
 
     def add(self, ids: list[int], text: str) -> None:
-        np.asarray(ids, dtype=np.uint32).tofile(self.file)
+        self.file.write(np.asarray(ids, dtype=np.uint32).data)
         self.offsets.append(self.offsets[-1] + len(ids))
         self.bytes.append(len(text.encode("utf-8", "replace")))
         self.ledger.read += 1
@@ -86,8 +87,10 @@ class _Writer:
 
     def close(self) -> Ledger:
         self.file.close()
-        np.save(self.folder / "offsets.npy", np.asarray(self.offsets, dtype=np.int64))
-        np.save(self.folder / "bytes.npy", np.asarray(self.bytes, dtype=np.int64))
+        for name, values in (("offsets", self.offsets), ("bytes", self.bytes)):
+            whole = io.BytesIO()  # numpy writing to a file itself tells a full disk without its error number
+            np.save(whole, np.asarray(values, dtype=np.int64), allow_pickle=False)
+            (self.folder / f"{name}.npy").write_bytes(whole.getbuffer())
         return self.ledger
 
 
