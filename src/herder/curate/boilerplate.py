@@ -123,7 +123,7 @@ def choose(blocks: list, title: str = "") -> list:
     if not rows:
         return []
     root = content_root(rows)
-    inside = [block for block, _ in rows if lies_in(block.frame, root)]
+    inside = within([block for block, _ in rows], root)
     edge = len(inside) - EDGE_BLOCKS
     wanted = [is_content(b) and not is_notice(b, i < EDGE_BLOCKS or i >= edge) for i, b in enumerate(inside)]
     kept = drop_empty_sections(inside, wanted)
@@ -204,12 +204,20 @@ TABLE_PARTS = frozenset(("table", "tbody", "tr"))
 """Passed through on the way to the cell of a layout table; a table that holds data has no cell with most of the weight."""
 
 
-def lies_in(frame, root) -> bool:
-    while frame is not None:
-        if frame is root:
-            return True
-        frame = frame.parent
-    return False
+def within(blocks: list, root) -> list:
+    """The blocks that lie inside an element; an answer is kept for every element on the way up."""
+    known = {root: True, None: False}
+    result = []
+    for block in blocks:
+        frame, path = block.frame, []
+        while frame not in known:
+            path.append(frame)
+            frame = frame.parent
+        inside = known[frame]
+        known.update(dict.fromkeys(path, inside))
+        if inside:
+            result.append(block)
+    return result
 
 
 LINKED = 0.66

@@ -17,60 +17,10 @@ from herder.curate.charset import repair_mojibake
 
 FORMULA, ALT, CLOSE, BREAK = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 
-BLOCKS = frozenset(
-    [
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "body",
-        "caption",
-        "center",
-        "dd",
-        "details",
-        "dialog",
-        "dir",
-        "div",
-        "dl",
-        "dt",
-        "fieldset",
-        "figcaption",
-        "figure",
-        "footer",
-        "form",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "header",
-        "hgroup",
-        "hr",
-        "html",
-        "legend",
-        "li",
-        "listing",
-        "main",
-        "menu",
-        "nav",
-        "ol",
-        "p",
-        "plaintext",
-        "pre",
-        "search",
-        "section",
-        "summary",
-        "table",
-        "tbody",
-        "td",
-        "tfoot",
-        "th",
-        "thead",
-        "tr",
-        "ul",
-        "xmp",
-    ]
+BLOCKS = names(
+    "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption "
+    "figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li listing main menu nav ol p plaintext "
+    "pre search section summary table tbody td tfoot th thead tr ul xmp"
 )
 HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 PREFORMATTED = frozenset(("pre", "listing", "xmp", "plaintext"))
@@ -388,41 +338,9 @@ LANGUAGE_CLASS = re.compile(
     r"(?:^|[\s:])(?:language-|lang-|highlight-source-|highlight-|brush:\s*|sourceCode\s+)([\w+#-]+)"
 )
 NOT_A_LANGUAGE = frozenset(("default", "none", "text", "notranslate", "plaintext", "highlight", "nohighlight"))
-LANGUAGES = frozenset(
-    [
-        "python",
-        "python3",
-        "pycon",
-        "js",
-        "javascript",
-        "java",
-        "c",
-        "cpp",
-        "rust",
-        "go",
-        "bash",
-        "sh",
-        "console",
-        "shell",
-        "sql",
-        "html",
-        "css",
-        "json",
-        "yaml",
-        "toml",
-        "ruby",
-        "php",
-        "perl",
-        "r",
-        "julia",
-        "haskell",
-        "lua",
-        "kotlin",
-        "swift",
-        "scala",
-        "typescript",
-        "ts",
-    ]
+LANGUAGES = names(
+    "python python3 pycon js javascript java c cpp rust go bash sh console shell sql html css json yaml toml "
+    "ruby php perl r julia haskell lua kotlin swift scala typescript ts"
 )
 
 
