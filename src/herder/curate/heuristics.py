@@ -39,9 +39,9 @@ class Thresholds:
     max_repeated_5grams: float = 0.5
     max_repeated_10grams: float = 0.4
     max_dirty_words: float = 0.015
-    min_dirty_words: int = 3
-    max_spam_words: float = 0.08
-    min_spam_kinds: int = 6
+    min_dirty_kinds: int = 3
+    max_spam_words: float = 0.06
+    min_spam_kinds: int = 5
     max_top_word: float = 0.2
     min_function_words: float = 0.06
     repetition_from_words: int = 40
@@ -68,6 +68,7 @@ class Stats:
     repeated_5grams: float = 0.0
     repeated_10grams: float = 0.0
     dirty_words: int = 0
+    dirty_kinds: int = 0
     spam_words: int = 0
     spam_kinds: int = 0
     top_word: float = 0.0
@@ -106,7 +107,8 @@ def measure(text: str, spans: list[Span], words: Words) -> Stats:
             "mean_word": float(sizes.mean()),
             "symbols_per_word": len(SYMBOLS.findall(plain)) / n,
             "alphabetic_words": alphabetic(plain, n),
-            "dirty_words": int(is_in(hashes, DIRTY).sum()),
+            "dirty_words": len(dirty := hashes[is_in(hashes, DIRTY)]),
+            "dirty_kinds": len(np.unique(dirty)),
             "spam_words": len(spam := hashes[is_in(hashes, SPAM)]),
             "spam_kinds": len(np.unique(spam)),
             "function_words": float(is_in(hashes, FUNCTION_WORDS).mean()),
@@ -233,10 +235,10 @@ PLACEHOLDER_WORDS = 2000
 
 
 def dirty_words(stats: Stats, limits: Thresholds, language: str) -> Verdict | None:
-    share = stats.dirty_words / max(stats.prose_words, 1)
-    return above("dirty_words", "share of dirty words", share, limits.max_dirty_words) if (
-        stats.dirty_words >= limits.min_dirty_words
-    ) else None  # fmt: skip
+    """Several different dirty words; an article on one of them says only that one."""
+    if stats.dirty_kinds < limits.min_dirty_kinds:
+        return None
+    return above("dirty_words", "share of dirty words", stats.dirty_words / stats.prose_words, limits.max_dirty_words)
 
 
 def spam_words(stats: Stats, limits: Thresholds, language: str) -> Verdict | None:

@@ -164,7 +164,7 @@ def write_part(out: Path, part: Part, documents: list[Document], columns: dict, 
     )
 
 
-COUNTS = ("words", "characters", "prose_words", "dirty_words", "spam_words", "spam_kinds")
+COUNTS = ("words", "characters", "prose_words", "dirty_words", "dirty_kinds", "spam_words", "spam_kinds")
 STAT_TYPES = {name: pa.int32() if name in COUNTS else pa.float32() for name in STAT_NAMES} | {"lorem_ipsum": pa.bool_()}
 
 
