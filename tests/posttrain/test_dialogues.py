@@ -31,7 +31,7 @@ def lead(number=0):
     name = f"Oslo {number}"
     text = (
         f"{name}\n\n{name} is the capital of Norway and the seat of its parliament. It was founded in 1049 and burned in "
-        "1624, and it is a city of many parks."
+        "1624, and the Norwegian king rebuilt it with many parks."
     )
     return Document(
         f"w{number}", f"http://w/{number}", text, title=f"{name} - Site", spans=[Span(0, len(name), "heading")]
@@ -46,8 +46,9 @@ def made(document, seed=0):
 def test_questions_about_a_function_have_the_answers_of_its_signature():
     found = made(function_page())
     assert found["parameter_count"][1] == "4"
-    assert found["function_name"][1] == "dumps"
-    assert found["last_parameter"][1] == "kw"
+    assert found["default_count"][1] == "2"
+    assert found["method_or_function"][1] == "function"
+    assert made(function_page(signature="def close(self)"))["method_or_function"][1] == "method"
     assert found["describe"][1] == "Serialize an object to a string."
     prompt, rest = found["complete_signature"]
     assert (
@@ -58,8 +59,9 @@ def test_questions_about_a_function_have_the_answers_of_its_signature():
 
 def test_questions_about_a_text_have_answers_that_stand_in_it():
     found = made(lead())
-    assert found["subject"][1] == "Oslo 0"
-    assert found["year"][1] == "1049"
+    assert found["kind"][1] == "capital"
+    assert found["nationality"][1] == "Norwegian"
+    assert found["language"][1] == "English"
     assert found["fact"][1] == "Oslo 0 is the capital of Norway and the seat of its parliament."
 
 
@@ -104,7 +106,8 @@ def test_the_control_permutes_answers_within_a_family_and_nothing_else(corpus, t
     for task in {d.task for d in train}:
         a, b = ([d.messages[1]["content"] for d in ds if d.task == task] for ds in (train, control))
         assert sorted(a) == sorted(b)
-    assert sum(a.messages != b.messages for a, b in zip(train, control, strict=True)) > len(train) / 2
+    moved = [a.messages != b.messages for a, b in zip(train, control, strict=True) if a.task == "fact"]
+    assert sum(moved) > len(moved) / 2
 
 
 def test_reasoning_tasks_share_no_question_between_splits():

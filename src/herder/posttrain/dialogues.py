@@ -19,7 +19,6 @@ from herder.records import Dialogue, Document, read_documents, write_dialogues
 OPEN = ("describe", "complete_signature", "fact")
 """Families without one right answer: they are trained and their form is checked, their content is not scored."""
 
-_YEAR = re.compile(r"\b(1[0-9]{3}|20[0-2][0-9])\b")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-ZÀ-Ý¿¡«\"'(])")
 _PASSAGE_CHARACTERS = 280
 _ANSWER_CHARACTERS = 200
@@ -31,12 +30,14 @@ _QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "{text}\n\nCount the parameters of this function.",
         )
     },
-    "function_name": {"en": ("What is this function called?\n\n{text}", "{text}\n\nName this function.")},
-    "last_parameter": {
+    "default_count": {
         "en": (
-            "What is the last parameter of this function?\n\n{text}",
-            "{text}\n\nName the last parameter of this function.",
+            "How many parameters of this function have a default value?\n\n{text}",
+            "{text}\n\nCount the default values.",
         )
+    },
+    "method_or_function": {
+        "en": ("Is this a method or a plain function?\n\n{text}", "{text}\n\nMethod or plain function?"),
     },
     "describe": {"en": ("What does `{name}` do?\n\n{text}", "Explain `{name}` in one sentence.\n\n{text}")},
     "complete_signature": {"en": ("Complete this signature.\n\n{text}", "How does this signature go on?\n\n{text}")},
@@ -45,21 +46,56 @@ _QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "fr": ("Qu'est-ce que {name} ?", "Parle-moi de {name}."),
         "es": ("¿Qué es {name}?", "Háblame de {name}."),
     },
-    "subject": {
-        "en": ("What is this text about?\n\n{text}", "{text}\n\nName the subject of this text."),
-        "fr": ("De quoi parle ce texte ?\n\n{text}", "{text}\n\nQuel est le sujet de ce texte ?"),
-        "es": ("¿De qué trata este texto?\n\n{text}", "{text}\n\n¿Cuál es el tema de este texto?"),
-    },
-    "year": {
-        "en": ("Which year does this text name first?\n\n{text}", "{text}\n\nWhich is the first year in this text?"),
+    "nationality": {
+        "en": ("Which nationality does this text name first?\n\n{text}", "{text}\n\nWhich nationality comes first?"),
         "fr": (
-            "Quelle année ce texte cite-t-il d'abord ?\n\n{text}",
-            "{text}\n\nQuelle est la première année du texte ?",
+            "Quelle nationalité ce texte cite-t-il d'abord ?\n\n{text}",
+            "{text}\n\nQuelle nationalité vient d'abord ?",
         ),
-        "es": ("¿Qué año nombra primero este texto?\n\n{text}", "{text}\n\n¿Cuál es el primer año del texto?"),
+        "es": (
+            "¿Qué nacionalidad nombra primero este texto?\n\n{text}",
+            "{text}\n\n¿Qué nacionalidad aparece primero?",
+        ),
+    },
+    "kind": {
+        "en": ("What kind of thing is this text about?\n\n{text}", "{text}\n\nSay in one word what this is."),
+    },
+    "language": {
+        "en": ("Which language is this text in?\n\n{text}", "{text}\n\nName the language of this text."),
+        "fr": ("En quelle langue est ce texte ?\n\n{text}", "{text}\n\nQuelle est la langue de ce texte ?"),
+        "es": ("¿En qué idioma está este texto?\n\n{text}", "{text}\n\n¿Cuál es el idioma de este texto?"),
     },
 }
 FAMILIES = tuple(_QUESTIONS)
+
+
+_NATIONALITIES = {
+    "en": "American British English Scottish Irish French German Italian Spanish Portuguese Dutch Belgian Swiss Austrian Polish "
+    "Czech Hungarian Greek Turkish Russian Soviet Ukrainian Swedish Norwegian Danish Finnish Roman Egyptian Persian Iranian Arab "
+    "Indian Chinese Japanese Korean Mongol Jewish African Mexican Brazilian Argentine Cuban Canadian Australian European Asian",
+    "fr": "américain américaine britannique anglais anglaise écossais irlandais français française allemand allemande italien "
+    "italienne espagnol espagnole portugais néerlandais belge suisse autrichien polonais hongrois grec grecque turc russe "
+    "soviétique suédois norvégien danois finlandais romain romaine égyptien perse arabe indien chinois chinoise japonais "
+    "japonaise coréen mongol juif africain mexicain brésilien argentin cubain canadien australien européen",
+    "es": "estadounidense británico británica inglés inglesa escocés irlandés francés francesa alemán alemana italiano italiana "
+    "español española portugués neerlandés belga suizo austríaco polaco húngaro griego griega turco ruso rusa soviético sueco "
+    "noruego danés finlandés romano romana egipcio persa árabe indio chino china japonés japonesa coreano mongol judío africano "
+    "mexicano mexicana brasileño argentino argentina cubano canadiense australiano europeo",
+}
+_KINDS = (
+    "city country state capital river lake sea ocean mountain island region continent empire dynasty kingdom war battle "
+    "revolution treaty language religion philosopher mathematician physicist chemist astronomer engineer inventor scientist economist "
+    "politician statesman king queen emperor general explorer writer novelist poet playwright painter sculptor architect "
+    "composer musician singer actor actress director film novel poem book opera song game sport genus species family order class "
+    "bird fish insect mammal plant tree fruit vegetable flower element metal mineral gas compound acid protein organ muscle bone "
+    "disease drug planet moon star galaxy theory law theorem equation number unit instrument machine vehicle weapon tool "
+    "material food drink dish color festival holiday branch field study science art form style process method type group system"
+)
+_NATIONALITY = {lang: re.compile(r"\b(" + "|".join(words.split()) + r")\b") for lang, words in _NATIONALITIES.items()}
+_KIND = re.compile(
+    r"\b(?:is|was|are|were) (?:an?|the|one of the) (?:[\w\u2019',-]+ ){0,4}?(" + "|".join(_KINDS.split()) + r")s?\b"
+)
+_LANGUAGE_NAMES = {"en": "English", "fr": "French", "es": "Spanish"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +117,7 @@ class _Function:
     name: str
     signature: str
     parameters: tuple[str, ...]
+    defaults: int
     summary: str
 
 
@@ -138,15 +175,22 @@ def read_function(document: Document) -> _Function | None:
         *([a.kwarg] if a.kwarg else []),
     ]
     after = document.text.partition(code)[2].strip()
-    return _Function(node.name, code, tuple(p.arg for p in parameters), _first_sentence(after.split("\n\n")[0]))
+    defaults = len(a.defaults) + sum(d is not None for d in a.kw_defaults)
+    return _Function(
+        node.name, code, tuple(p.arg for p in parameters), defaults, _first_sentence(after.split("\n\n")[0])
+    )
 
 
 def _about_function(function: _Function, rng: random.Random) -> Iterator[tuple[str, str, dict, str]]:
     shown = {"text": function.signature, "name": function.name}
     yield "parameter_count", "en", shown, str(len(function.parameters))
-    yield "function_name", "en", shown, function.name
-    if len(function.parameters) > 1:
-        yield "last_parameter", "en", shown, function.parameters[-1]
+    yield "default_count", "en", shown, str(function.defaults)
+    yield (
+        "method_or_function",
+        "en",
+        shown,
+        "method" if function.parameters[:1] in (("self",), ("cls",)) else "function",
+    )
     if 15 <= len(function.summary) <= _ANSWER_CHARACTERS:
         yield "describe", "en", shown, function.summary
     cut = function.signature.find("(") + 1 + rng.randrange(1, 12)
@@ -164,13 +208,15 @@ def _about_text(document: Document, rng: random.Random) -> Iterator[tuple[str, s
     if not passage or not 2 < len(name) < 60 or language is None:
         return
     if name.casefold() in passage[:120].casefold():
-        found = passage[:120].casefold().index(name.casefold())
-        yield "subject", language, {"text": passage}, passage[found : found + len(name)]
         sentence = _first_sentence(passage)
         if 30 <= len(sentence) <= _ANSWER_CHARACTERS:
             yield "fact", language, {"name": name}, sentence
-    if year := _YEAR.search(passage):
-        yield "year", language, {"text": passage}, year[0]
+    if found := _NATIONALITY[language].search(passage):
+        yield "nationality", language, {"text": passage}, found[1]
+    if language == "en" and (found := _KIND.search(_first_sentence(passage))):
+        yield "kind", language, {"text": passage}, found[1]
+    asked_in = rng.choice(("en", language))
+    yield "language", asked_in, {"text": passage}, _LANGUAGE_NAMES[language]
 
 
 _STOP_WORDS = {
