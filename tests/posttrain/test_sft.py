@@ -28,7 +28,7 @@ def objective(tok, turns, seq_len=96, rows=4, epochs=1.0):
 
 def test_every_dialogue_of_an_epoch_is_packed_once_and_whole(tok, turns):
     o = objective(tok, turns)
-    rows = o.rows([row for row in o._epoch(0)])
+    rows = o.rows(o._epoch(0))
     found = []
     for r in range(len(rows)):
         for number in rows.doc_ids[r].unique().tolist():

@@ -1,5 +1,6 @@
 """Token shards and the mixing sampler."""
 
+import itertools
 import json
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_no_token_is_lost_and_none_seen_twice_in_an_epoch(folder):
 def test_a_row_ends_with_the_token_that_follows_it(folder):
     m = mixture(folder, steps=50)
     slices = sorted((s for step in range(50) for s in m.batch(step) if s.source == "b"), key=lambda s: s.start)
-    for before, after in zip(slices, slices[1:], strict=False):
+    for before, after in itertools.pairwise(slices):
         assert m.read(before)[0][-1] == m.read(after)[0][0]
 
 

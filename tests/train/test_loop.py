@@ -48,8 +48,8 @@ class Stopping(NextToken):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path, kind, dtype):
     whole, numbers = run(folder, tmp_path / "whole", kind=kind, dtype=dtype)
+    objective = Stopping(mixture(folder), 7)
     with pytest.raises(KeyboardInterrupt):
-        objective = Stopping(mixture(folder), 7)
         run(folder, tmp_path / "cut", kind=kind, dtype=dtype, objective=objective, checkpoint_seconds=0)
     resumed, again = run(folder, tmp_path / "cut", kind=kind, dtype=dtype)
     assert same(whole, resumed)
@@ -135,10 +135,11 @@ def test_metrics_hold_rates_and_every_step_once(folder, tmp_path):
 
 def test_micro_batches_do_not_change_the_gradient(folder, tmp_path):
     """The valid tokens of micro-batches differ; a mean of means would show here."""
+    from train.toy import TINY
+
     from herder.model import Llama
     from herder.train.optim import OptimConfig, Optimizer
     from herder.train.outputs import Packing, compute
-    from train.toy import TINY
 
     objective, norms = NextToken(mixture(folder)), []
     for size in (1, 3, 4):

@@ -36,6 +36,12 @@ _QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "{text}\n\nCount the default values.",
         )
     },
+    "any_number": {
+        "en": (
+            "Does this function take any number of arguments?\n\n{text}",
+            "{text}\n\nAny number of arguments, yes or no?",
+        )
+    },
     "method_or_function": {
         "en": ("Is this a method or a plain function?\n\n{text}", "{text}\n\nMethod or plain function?"),
     },
@@ -46,19 +52,10 @@ _QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "fr": ("Qu'est-ce que {name} ?", "Parle-moi de {name}."),
         "es": ("¿Qué es {name}?", "Háblame de {name}."),
     },
-    "nationality": {
-        "en": ("Which nationality does this text name first?\n\n{text}", "{text}\n\nWhich nationality comes first?"),
-        "fr": (
-            "Quelle nationalité ce texte cite-t-il d'abord ?\n\n{text}",
-            "{text}\n\nQuelle nationalité vient d'abord ?",
-        ),
-        "es": (
-            "¿Qué nacionalidad nombra primero este texto?\n\n{text}",
-            "{text}\n\n¿Qué nacionalidad aparece primero?",
-        ),
-    },
-    "kind": {
-        "en": ("What kind of thing is this text about?\n\n{text}", "{text}\n\nSay in one word what this is."),
+    "sentence_count": {
+        "en": ("How many sentences does this text have?\n\n{text}", "{text}\n\nCount the sentences."),
+        "fr": ("Combien de phrases ce texte a-t-il ?\n\n{text}", "{text}\n\nCompte les phrases."),
+        "es": ("¿Cuántas frases tiene este texto?\n\n{text}", "{text}\n\nCuenta las frases."),
     },
     "language": {
         "en": ("Which language is this text in?\n\n{text}", "{text}\n\nName the language of this text."),
@@ -69,32 +66,6 @@ _QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 FAMILIES = tuple(_QUESTIONS)
 
 
-_NATIONALITIES = {
-    "en": "American British English Scottish Irish French German Italian Spanish Portuguese Dutch Belgian Swiss Austrian Polish "
-    "Czech Hungarian Greek Turkish Russian Soviet Ukrainian Swedish Norwegian Danish Finnish Roman Egyptian Persian Iranian Arab "
-    "Indian Chinese Japanese Korean Mongol Jewish African Mexican Brazilian Argentine Cuban Canadian Australian European Asian",
-    "fr": "américain américaine britannique anglais anglaise écossais irlandais français française allemand allemande italien "
-    "italienne espagnol espagnole portugais néerlandais belge suisse autrichien polonais hongrois grec grecque turc russe "
-    "soviétique suédois norvégien danois finlandais romain romaine égyptien perse arabe indien chinois chinoise japonais "
-    "japonaise coréen mongol juif africain mexicain brésilien argentin cubain canadien australien européen",
-    "es": "estadounidense británico británica inglés inglesa escocés irlandés francés francesa alemán alemana italiano italiana "
-    "español española portugués neerlandés belga suizo austríaco polaco húngaro griego griega turco ruso rusa soviético sueco "
-    "noruego danés finlandés romano romana egipcio persa árabe indio chino china japonés japonesa coreano mongol judío africano "
-    "mexicano mexicana brasileño argentino argentina cubano canadiense australiano europeo",
-}
-_KINDS = (
-    "city country state capital river lake sea ocean mountain island region continent empire dynasty kingdom war battle "
-    "revolution treaty language religion philosopher mathematician physicist chemist astronomer engineer inventor scientist economist "
-    "politician statesman king queen emperor general explorer writer novelist poet playwright painter sculptor architect "
-    "composer musician singer actor actress director film novel poem book opera song game sport genus species family order class "
-    "bird fish insect mammal plant tree fruit vegetable flower element metal mineral gas compound acid protein organ muscle bone "
-    "disease drug planet moon star galaxy theory law theorem equation number unit instrument machine vehicle weapon tool "
-    "material food drink dish color festival holiday branch field study science art form style process method type group system"
-)
-_NATIONALITY = {lang: re.compile(r"\b(" + "|".join(words.split()) + r")\b") for lang, words in _NATIONALITIES.items()}
-_KIND = re.compile(
-    r"\b(?:is|was|are|were) (?:an?|the|one of the) (?:[\w\u2019',-]+ ){0,4}?(" + "|".join(_KINDS.split()) + r")s?\b"
-)
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "es": "Spanish"}
 
 
@@ -118,6 +89,7 @@ class _Function:
     signature: str
     parameters: tuple[str, ...]
     defaults: int
+    any_number: bool
     summary: str
 
 
@@ -176,9 +148,8 @@ def read_function(document: Document) -> _Function | None:
     ]
     after = document.text.partition(code)[2].strip()
     defaults = len(a.defaults) + sum(d is not None for d in a.kw_defaults)
-    return _Function(
-        node.name, code, tuple(p.arg for p in parameters), defaults, _first_sentence(after.split("\n\n")[0])
-    )
+    names, summary = tuple(p.arg for p in parameters), _first_sentence(after.split("\n\n")[0])
+    return _Function(node.name, code, names, defaults, bool(a.vararg or a.kwarg), summary)
 
 
 def _about_function(function: _Function, rng: random.Random) -> Iterator[tuple[str, str, dict, str]]:
@@ -211,10 +182,7 @@ def _about_text(document: Document, rng: random.Random) -> Iterator[tuple[str, s
         sentence = _first_sentence(passage)
         if 30 <= len(sentence) <= _ANSWER_CHARACTERS:
             yield "fact", language, {"name": name}, sentence
-    if found := _NATIONALITY[language].search(passage):
-        yield "nationality", language, {"text": passage}, found[1]
-    if language == "en" and (found := _KIND.search(_first_sentence(passage))):
-        yield "kind", language, {"text": passage}, found[1]
+    yield "sentence_count", language, {"text": passage}, str(len(_SENTENCE.split(passage)))
     asked_in = rng.choice(("en", language))
     yield "language", asked_in, {"text": passage}, _LANGUAGE_NAMES[language]
 
