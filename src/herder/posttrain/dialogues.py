@@ -156,6 +156,7 @@ def _about_function(function: _Function, rng: random.Random) -> Iterator[tuple[s
     shown = {"text": function.signature, "name": function.name}
     yield "parameter_count", "en", shown, str(len(function.parameters))
     yield "default_count", "en", shown, str(function.defaults)
+    yield "any_number", "en", shown, "yes" if function.any_number else "no"
     yield (
         "method_or_function",
         "en",
