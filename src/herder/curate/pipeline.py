@@ -29,7 +29,7 @@ SAMPLE_CHARACTERS = 600
 
 
 def curate(sources: list, out: Path, config: CurateConfig | None = None, workers: int = 2) -> dict:
-    """Curates sources into `out`: documents/, attributes/, ledger.json and samples.json (see docs of the folder in README).
+    """Curates sources into `out`: documents/, attributes/, ledger.json, samples.json (see docs/guide-data.md).
 
     Returns counts: pages read, documents kept, removed by reason, split sizes, pages_per_second of this call. Raises
     ValueError for sources that cannot be used, OSError (with what to do) when the disk is full.
@@ -54,7 +54,16 @@ def curate(sources: list, out: Path, config: CurateConfig | None = None, workers
                 f"the disk of {out} is full; free space and run the same command again: finished parts are kept",
             ) from None
         raise
-    return headline(per_source, corpus, out, [part.shard for part in parts], fresh, time.monotonic() - started)
+    numbers = headline(per_source, corpus, out, [part.shard for part in parts], fresh, time.monotonic() - started)
+    if not numbers["kept"]:
+        reasons = (
+            ", ".join(f"{count} {reason}" for reason, count in numbers["removed"].items()) or "no record was found"
+        )
+        raise ValueError(
+            f"nothing was kept of {numbers['pages']} records ({reasons}); see {out / 'ledger.json'}, and mend the source, or "
+            "loosen the thresholds"
+        )
+    return numbers
 
 
 def read_all(sources: list, out: Path, config: CurateConfig, workers: int) -> tuple[list[Ledger], list[Part], int]:
@@ -79,9 +88,8 @@ def plan(sources: list, config: CurateConfig) -> list[Part]:
     reading = config.reading(benchmarks)
     parts = []
     for number, source in enumerate(sources):
-        content = {str(entry.get("path", i)): entry for i, entry in enumerate(source.manifest())}
         for address in source.parts():
-            identity = digest([reading, encode(source), address, content.get(address)], 32)
+            identity = digest([reading, encode(source), address, source.manifest(address)], 32)
             parts.append(Part(source, number, address, f"part-{len(parts):05d}.parquet", identity))
     if not parts:
         raise ValueError("the sources hold no parts to read")

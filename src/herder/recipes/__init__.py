@@ -32,7 +32,10 @@ def find(name: str) -> tuple[Callable[[Any], Sequence[Step]], type]:
         spec = importlib.util.spec_from_file_location(f"herder_recipe_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses and the hash of a step's source look for it there
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise ValueError(f"{name}, line {error.lineno}: {error.msg}; mend the recipe") from None
     elif name in names():
         module = importlib.import_module(f"herder.recipes.{name}")
     else:

@@ -7,11 +7,11 @@ the generated web.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from herder.config import runtime
-from herder.corpus import open_source
+from herder.corpus import Source, open_source
 from herder.corpus.miniature import WebConfig, material_manifest, write_web
 from herder.curate import CurateConfig, audit, curate
 from herder.evaluate import CompressionConfig, DialogueEvaluation, compare_compression, evaluate_dialogues
@@ -53,6 +53,10 @@ class Config:
 
     data: str = ""
     """A folder, WARC, JSONL, Parquet or URL of your own; "" is the generated web with known truth."""
+    data_kind: str = ""
+    """What a folder of mixed files is read as: warc, folder, jsonl, parquet."""
+    data_fields: dict[str, str] = field(default_factory=dict)
+    """Columns of a table: `--set data_fields.text=body`."""
     web: WebConfig = WebConfig()
     curate: CurateConfig = CurateConfig(heldout_share=0.08)
     tokenizer: TokenizerConfig = TokenizerConfig(vocab_size=SHAPES["miniature"].vocab_size, n_special=32)
@@ -78,8 +82,10 @@ class CurateStep:
     """`manifest` holds what of the outside enters: path, size and content hash of every file."""
 
     curate: CurateConfig
-    data: str = runtime("")
+    data_kind: str = ""
+    data_fields: dict[str, str] = field(default_factory=dict)
     manifest: tuple[dict, ...] = ()
+    data: str = runtime("")
     workers: int = runtime(2)
 
 
@@ -87,8 +93,9 @@ def recipe(config: Config) -> list[Step]:
     """The graph: pages, documents, tokenizer, tokens, base model, dialogues, fine-tuned model, what it learned."""
     web = None
     if config.data:
-        manifest = tuple(open_source(config.data).manifest())
-        curated = CurateStep(config.curate, config.data, manifest, config.workers)
+        source = open_data(config.data, config.data_kind, config.data_fields)
+        manifest = tuple(source.manifest())
+        curated = CurateStep(config.curate, config.data_kind, config.data_fields, manifest, config.data, config.workers)
         corpus = Step("1_corpus/documents", curate_pages, curated)
         last = []
     else:
@@ -121,9 +128,14 @@ def make_web(config: WebStep, inputs: dict[str, Path], out: Path) -> dict:
 
 def curate_pages(config: CurateStep, inputs: dict[str, Path], out: Path) -> dict:
     if "web" not in inputs:
-        return curate([open_source(config.data)], out, config.curate, config.workers)
+        source = open_data(config.data, config.data_kind, config.data_fields)
+        return curate([source], out, config.curate, config.workers)
     knows_benchmark = replace(config.curate, benchmarks=str(inputs["web"] / "benchmark.jsonl"))
     return curate([open_source(str(inputs["web"] / "warc"))], out, knows_benchmark, config.workers)
+
+
+def open_data(data: str, kind: str, fields: dict[str, str]) -> Source:
+    return open_source(data, kind=kind, **({"fields": fields} if fields else {}))
 
 
 def audit_filters(config: None, inputs: dict[str, Path], out: Path) -> dict:

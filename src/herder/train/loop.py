@@ -70,6 +70,7 @@ def train(
     heldout(model) returns numbers for `metrics.jsonl`, every `heldout_every` steps and at the end. Returns headline numbers.
     Raises ValueError where nothing can be learned from a batch, RuntimeError where too many batches in a row are bad.
     """
+    Path(out).mkdir(parents=True, exist_ok=True)
     return _Run(model, objective, config, Path(out), heldout).train()
 
 

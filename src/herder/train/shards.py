@@ -56,7 +56,8 @@ def write_shards(
     flush()
     if not writers:
         raise ValueError(
-            "no documents to tokenize: every document was filtered out; see the ledger of the curated corpus"
+            f"no documents to tokenize for {out.name}: none was kept, or its split is empty; see the ledger of the curated "
+            "corpus, and raise curate.heldout_share for a small corpus"
         )
     ledgers = [writers[source].close() for source in sorted(writers)]
     part = out / "ledger.json.part"
