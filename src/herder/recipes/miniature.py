@@ -53,7 +53,7 @@ _DIALOGUES = DialogueConfig(
         "complete_signature": 0.25,
         "fact": 0.15,
     },
-    reasoning={"syllogism": 4500},
+    reasoning={"syllogism": 6000},
 )
 """Families that three million parameters can generalise; docs/log.md tells of those they cannot."""
 
