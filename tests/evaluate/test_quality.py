@@ -47,3 +47,10 @@ def test_few_different_ngrams_are_a_loop_even_with_breaks():
     block = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     ids = [token for i in range(9) for token in [*block, *([99] if i % 3 == 2 else [])]]
     assert loops(ids)
+
+
+def test_a_dialogues_answer_ends_as_a_turn_not_as_a_document(tok):
+    eot, eos = tok.special["<|eot_id|>"], tok.special["<|end_of_text|>"]
+    assert fault(done([5, 6, eos]), tok) == ""
+    assert fault(done([5, 6, eos]), tok, turn=True) == "unfinished"
+    assert fault(done([5, 6, eot]), tok, turn=True) == ""

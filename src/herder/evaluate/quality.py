@@ -17,11 +17,16 @@ LOOP_UNIQUE_SHARE = 0.3
 _SHORTEST_JUDGED = 16
 
 
-def fault(completion: Completion, tokenizer: Tokenizer) -> str:
-    """Why an answer is not well formed, or "": "empty", "unfinished", "control id" or "loop"."""
+def fault(completion: Completion, tokenizer: Tokenizer, turn: bool = False) -> str:
+    """Why an answer is not well formed, or "": "empty", "unfinished", "control id" or "loop".
+
+    With `turn` it answers a dialogue and must end as a turn does (eot or eom): end_of_text there is a document's end.
+    """
     ids = completion.ids[:-1] if completion.stop_reason == "stop" else completion.ids
     if completion.stop_reason != "stop":
         return "loop" if loops(ids) else "unfinished"
+    if turn and completion.ids[-1] == tokenizer.eos_id:
+        return "unfinished"
     if not ids:
         return "empty"
     # python_tag opens a tool call; anywhere else, and any other control id, is out of place.

@@ -148,7 +148,7 @@ class GenerationTask:
                 "parsed": answer is not None,
                 "tokens": len(done.ids),
                 "stop_reason": done.stop_reason,
-                "fault": fault(done, engine.tokenizer),
+                "fault": fault(done, engine.tokenizer, turn=not isinstance(item.prompt, str)),
             }
 
     def measures(self, rows: list[dict]) -> dict[str, Measure]:
