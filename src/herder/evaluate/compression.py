@@ -56,4 +56,4 @@ def compare_compression(config: CompressionConfig, inputs: dict[str, Path], out:
         rows.append({"name": method, "measure": found[method].to_json(), "note": "all held-out text as one stream"})
     table = {"title": "Bits per byte of held-out documents (lower is better)", "unit": "bits per byte", "rows": rows}
     (out / "comparison.json").write_text(json.dumps(table, indent=1, ensure_ascii=False))
-    return {"documents": len(documents), **found}
+    return {"documents": len(documents), "bits_per_byte": found.pop("model"), **found}

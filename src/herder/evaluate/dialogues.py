@@ -36,7 +36,7 @@ class DialogueEvaluation:
 
 
 def evaluate_dialogues(config: DialogueEvaluation, inputs: dict[str, Path], out: Path) -> dict:
-    """Step: every model among the inputs ("before", "after", "shuffled", any subset) on inputs["dialogues"]/heldout.jsonl.
+    """Step: the models among the inputs ("after", and where given "before" and "shuffled") on inputs["dialogues"]/heldout.jsonl.
 
     Writes `comparison.json` (a table of each family and of all), `answers.json`, and every item under `items/<model>/`.
     """
@@ -68,7 +68,8 @@ def evaluate_dialogues(config: DialogueEvaluation, inputs: dict[str, Path], out:
     _write_tables(out, answered, totals, everything, scored)
     answers = [a for family in families for a in _samples(family, rows["after"][family], family in scored)]
     (out / "answers.json").write_text(json.dumps(answers, indent=1, ensure_ascii=False))
-    return {"items": len(heldout), **numbers}
+    headline = {"answers_that_work": answered["answers_well_after"], "accuracy": totals["after"]} if totals else {}
+    return {"items": len(heldout), **headline, **numbers}
 
 
 def _task(family: str, dialogues: Sequence[Dialogue], config: DialogueEvaluation) -> GenerationTask:

@@ -76,7 +76,7 @@ class Config:
     dialogues: DialogueConfig = _DIALOGUES
     sft: FineTuneConfig = _SFT
     compression: CompressionConfig = CompressionConfig()
-    answers: DialogueEvaluation = DialogueEvaluation(open_families=OPEN)
+    answers: DialogueEvaluation = DialogueEvaluation(open_families=OPEN, max_tokens=48)
     workers: int = runtime(2)
 
 

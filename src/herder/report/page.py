@@ -29,7 +29,8 @@ RATES = ("lr", "grad_norm", "tflops", "mfu")
 HEADLINES = (
     ("Model size", "parameters", ("parameters", "n_parameters", "params")),
     ("Bits per byte, held out", "", ("bits_per_byte", "heldout_bits_per_byte")),
-    ("Answers that work", "", ("answers_that_work", "accuracy", "correct")),
+    ("Answers that work", "", ("answers_that_work",)),
+    ("Held-out questions right", "", ("accuracy", "correct")),
 )
 """Label, unit and the keys of `numbers` that may hold it; the last step that has one tells."""
 
