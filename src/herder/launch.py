@@ -11,6 +11,7 @@ import ctypes
 import datetime
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -139,7 +140,11 @@ def _other(number: int, processes: int, address: dict[str, str], parent: int, fu
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's to handle
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _join(number, processes, address)
-    function(*args)
+    try:
+        function(*args)
+    except ValueError as error:  # rank 0 has met it too and tells it as a sentence
+        print(f"rank {number}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _end_with(parent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,23 +19,24 @@ from herder.train.shards import TokenShards
 class HeldOut:
     """A fixed set of held-out documents; calling it with a model gives the mean and its interval over documents.
 
-    Takes whole documents of every source in order until `max_tokens` tokens, the sources by their size.
+    Takes whole documents of every source, in order, as far as they fit into its share of `max_tokens`; where none fits, the
+    shortest one.
     """
 
     def __init__(self, shards: TokenShards, seq_len: int, max_tokens: int, rows: int = 16):
         self.rows = rows
         total = sum(s.n_tokens for s in shards.sources.values())
-        tokens, documents, self.bytes = [], [], []
-        for source in shards.sources.values():
-            quota = source.n_tokens * min(1.0, max_tokens / total)
-            for index in range(source.n_documents):
-                if source.offsets[index + 1] > quota:
-                    break
-                tokens.append(np.asarray(source.document(index), dtype=np.int64))
-                documents.append(np.full(len(tokens[-1]), len(self.bytes)))
-                self.bytes.append(int(source.bytes[index]))
-        if not tokens:
-            raise ValueError(f"{shards.folder} holds no held-out document within {max_tokens} tokens")
+        chosen = [
+            (source, index)
+            for source in shards.sources.values()
+            for index in _fitting(np.diff(source.offsets), source.n_tokens * min(1.0, max_tokens / total))
+        ]
+        if not chosen:
+            every = [(s, i) for s in shards.sources.values() for i in range(s.n_documents)]
+            chosen = [min(every, key=lambda pair: len(pair[0].document(pair[1])))]
+        tokens = [np.asarray(source.document(index), dtype=np.int64) for source, index in chosen]
+        documents = [np.full(len(ids), number) for number, ids in enumerate(tokens)]
+        self.bytes = [int(source.bytes[index]) for source, index in chosen]
         self.packed = _pack(np.concatenate(tokens), np.concatenate(documents), seq_len)
         self.n_rows = len(self.packed)
 
@@ -50,6 +52,14 @@ class HeldOut:
                 np.subtract.at(nats, rows.doc_ids.flatten()[rows.select].numpy(), outputs.token_log_probs.cpu().numpy())
         model.train(was_training)
         return Measure.ratio(nats / math.log(2), self.bytes, "bits per byte")
+
+
+def _fitting(lengths: np.ndarray, quota: float) -> Iterator[int]:
+    """Documents, in order, whose tokens fit together into the quota; one that does not is passed over."""
+    for index, length in enumerate(lengths):
+        if length <= quota:
+            quota -= length
+            yield index
 
 
 def _pack(tokens: np.ndarray, documents: np.ndarray, seq_len: int) -> Rows:
