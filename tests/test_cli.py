@@ -77,6 +77,9 @@ def herder_address(herder, lr):
         (["report", "nothing"], "is no run"),
         (["chat", "nothing"], "is no run"),
         (["curate", "/no/such/folder", "--out", "x"], "/no/such/folder"),
+        (["run", "toy.py", "--runs", "toy.py"], "toy.py"),
+        (["run", "miniature", "--set", "pretrain.steps=0"], "steps is 0; it must be at least 1"),
+        (["run", "miniature", "--set", "sft.epochs=-1"], "epochs is -1.0; it must be above 0"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(herder, arguments, says):

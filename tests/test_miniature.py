@@ -149,9 +149,10 @@ def test_the_final_model_chats(whole):
     done = subprocess.run(talk, input="What is Paris?\n/quit\n", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 0
-    prompt = "word " * 600 + "\n/quit\n"
+    prompt = "word " * 1200 + "\n/quit\n"
     done = subprocess.run(talk, input=prompt, capture_output=True, text=True, timeout=120)
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "context" in done.stdout
 
 
 @pytest.mark.long
@@ -164,7 +165,8 @@ def test_ctrl_c_in_every_stage_continues_to_the_same_weights(whole, tmp_path):
         for line in process.stderr:
             seen.append(line)
             if f"{name}: starts" in line or f"{name}: continues" in line:
-                time.sleep(0.3)
+                time.sleep(delay := 0.1 + 0.25 * STEPS.index(name))
+                assert delay < 3
                 os.killpg(process.pid, signal.SIGINT)
                 break
         rest = process.communicate(timeout=300)[1]

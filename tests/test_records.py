@@ -103,6 +103,20 @@ def test_a_broken_line_of_jsonl_is_named(tmp_path):
         list(read_jsonl(path))
 
 
+def test_one_observation_has_no_bound_and_stays_plain_json():
+    import json
+
+    measure = Measure.mean([2.0])
+    text = json.dumps(measure.to_json(), allow_nan=False)
+    assert Measure.from_json(json.loads(text)) == measure
+
+
+def test_a_line_that_is_no_utf_8_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    with pytest.raises(ValueError, match="line 2: not valid UTF-8"):
+        list(read_jsonl(tmp_path / "x.jsonl"))
+
+
 def test_ledgers_add_up():
     a, b = Ledger("x", read=3, removed={"short": 1}), Ledger("x", read=2, removed={"short": 1, "spam": 1})
     a.add(b)

@@ -91,6 +91,26 @@ def test_a_failed_step_leaves_no_artifact_and_continues_from_its_part(tmp_path):
     assert read_json(tmp_path / step.address / "step.json")["numbers"] == {"found": "done"}
 
 
+def test_a_stopped_second_run_does_not_make_the_run_look_shorter(tmp_path, monkeypatch):
+    run = execute("toy", Config(), [graph()], tmp_path)
+    monkeypatch.setattr(steps, "_drift", lambda step, record: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        execute("toy", Config(), [graph()], tmp_path)
+    assert len(read_json(run / "run.json")["steps"]) == 2
+
+
+def test_what_a_step_continued_from_goes_once_it_is_whole(tmp_path):
+    def trains(config, inputs, out):
+        (out / "checkpoints").mkdir()
+        (out / "model").write_text("weights")
+        return {}
+
+    step = Step("1_trains", trains, Config())
+    execute("toy", Config(), [step], tmp_path)
+    assert not (tmp_path / step.address / "checkpoints").exists()
+    assert (tmp_path / step.address / "model").exists()
+
+
 def test_until_stops_at_a_step_and_an_unknown_one_is_named(tmp_path):
     run = execute("toy", Config(), [graph()], tmp_path, until="1_one")
     assert [row["name"] for row in read_json(run / "run.json")["steps"]] == ["1_one/write"]

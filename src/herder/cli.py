@@ -24,6 +24,8 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes a field of the recipe.")
 ]
 RUNS = Path("runs")
+_MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+"""Errors of the file system that another path or permission mends."""
 
 
 @app.command()
@@ -213,7 +215,9 @@ def main() -> None:
             _fail(
                 "the disk is full; nothing half-written counts: free some space and run the same command to continue", 2
             )
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+        if error.errno == errno.EPIPE:
+            raise SystemExit(0) from None
+        if error.errno in _MENDABLE:
             _fail(f"{error.filename or ''}: {error.strerror}; give a path that can be read and written", 2)
         raise
 

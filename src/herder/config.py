@@ -26,6 +26,13 @@ def runtime(default: Any = dataclasses.MISSING, *, default_factory: Any = datacl
     return dataclasses.field(default=default, metadata={"runtime": True})
 
 
+def at_least_one(config: Any, *names: str) -> None:
+    """Raises ValueError, naming the field, where a count of this configuration is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+
+
 def encode(value: Any, where: str = "config", only: str = "identity") -> Any:
     """Plain JSON data of a configuration: the identity fields, the "runtime" fields, or "all" of them.
 

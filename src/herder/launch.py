@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import datetime
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+_START_TIMEOUT = datetime.timedelta(minutes=2)  # a process that died while it started must not be waited for longer
 _CONTROL_TIMEOUT = datetime.timedelta(days=7)  # a rank may wait for another's whole step
 
 
@@ -40,6 +42,19 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+@contextlib.contextmanager
+def children_ignore_interrupts() -> Iterator[None]:
+    """Processes started inside leave Ctrl-C to this one, from their first instruction on: they inherit the disposition."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def distributed(run: Callable) -> Callable:
@@ -104,8 +119,9 @@ def run_local(function: Callable[..., Any], args: tuple, processes: int) -> Any:
         ]
         before, threads = dict(os.environ), torch.get_num_threads()
         try:
-            for process in others:
-                process.start()
+            with children_ignore_interrupts():
+                for process in others:
+                    process.start()
             _join(0, processes, address)
             result = function(*args)
             for process in others:
@@ -129,15 +145,13 @@ def _join(number: int, processes: int, address: dict[str, str]) -> None:
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(processes), **address)
     torch.set_num_threads(1)
     store = dist.FileStore(address["STORE"], processes)
+    store.set_timeout(_START_TIMEOUT)
     dist.init_process_group(
         "gloo", store=store, rank=number, world_size=processes, timeout=datetime.timedelta(minutes=10)
     )
 
 
 def _other(number: int, processes: int, address: dict[str, str], parent: int, function: Callable, args: tuple) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's to handle
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _join(number, processes, address)
     try:

@@ -203,11 +203,14 @@ class Measure:
         return self.high < other.low
 
     def to_json(self) -> dict:
-        return {"value": self.value, "n": self.n, "low": self.low, "high": self.high, "unit": self.unit}
+        """Plain JSON: an infinite bound (one observation) is null."""
+        value, low, high = (x if math.isfinite(x) else None for x in (self.value, self.low, self.high))
+        return {"value": value, "n": self.n, "low": low, "high": high, "unit": self.unit}
 
     @classmethod
     def from_json(cls, fields: dict) -> Measure:
-        return cls(**fields)
+        missing = {"value": math.nan, "low": -math.inf, "high": math.inf}
+        return cls(**{name: missing[name] if value is None else value for name, value in fields.items()})
 
     def __str__(self) -> str:
         scale, digits = (100, 1) if self.unit == "%" else (1, 3)
@@ -327,12 +330,14 @@ def write_jsonl(rows: Iterable[dict], path: Path) -> int:
 
 def read_jsonl(path: Path) -> Iterator[dict]:
     """Streams JSON objects; a broken line raises ValueError that names the file and the line number."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}, line {number}: not valid UTF-8; mend or delete the line") from None
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path}, line {number}: not valid JSON ({error.msg}); mend or delete the line"

@@ -34,6 +34,9 @@ from herder import launch, progress
 from herder.config import digest, encode
 from herder.records import Measure
 
+SCRATCH = "checkpoints"
+"""A folder of a step's output that is only there to continue from: it goes once the step is whole."""
+
 FORMAT = 1
 """Version of the layout of run directories; another one is refused with a sentence."""
 
@@ -96,14 +99,23 @@ def execute(
     with launch.group():
         if launch.rank() == 0:
             run.mkdir(parents=True, exist_ok=True)
-        started, rows = time.time(), []
+        started, rows = time.time(), {}
         console = progress.Console(len(steps))
         for number, step in enumerate(steps, 1):
             made = _one(step, root, console, number)
-            rows.append({"name": step.name, "address": step.address, **made})
+            rows[step.address] = made
             if launch.rank() == 0:
-                _write_json(run / "run.json", _describe(recipe, config, overrides, rows, started))
+                # What an earlier call made counts as there, so stopping this one never makes the run look shorter.
+                there = [s for s in steps if s.address in rows or (root / s.address / "step.json").exists()]
+                listed = [
+                    {"name": s.name, "address": s.address, **(rows.get(s.address) or _reused(root, s))} for s in there
+                ]
+                _write_json(run / "run.json", _describe(recipe, config, overrides, listed, started))
     return run
+
+
+def _reused(root: Path, step: Step) -> dict:
+    return {"reused": True, "seconds": read_json(root / step.address / "step.json")["seconds"]}
 
 
 def _one(step: Step, root: Path, console: progress.Console, number: int) -> dict:
@@ -136,6 +148,7 @@ def _one(step: Step, root: Path, console: progress.Console, number: int) -> dict
             _write_json(part / "step.json", _record(step, numbers, seconds))
             (part / ".seconds").unlink(missing_ok=True)
             os.replace(part, final)
+            shutil.rmtree(final / SCRATCH, ignore_errors=True)
             console.finished(number, step.name, seconds, numbers)
     if not everywhere:
         launch.broadcast(None)
@@ -228,7 +241,7 @@ def read_json(path: Path) -> dict:
 
 
 def _write_json(path: Path, data: dict) -> None:
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(data, indent=1, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
     os.replace(part, path)
 
@@ -328,10 +341,6 @@ def _drift(step: Step, record: dict) -> str:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def free_bytes(path: Path) -> int:
-    return shutil.disk_usage(path).free
 
 
 def find_artifact(root: Path, name: str) -> Path:

@@ -77,6 +77,25 @@ def test_another_architecture_and_a_truncated_file_are_refused(tok, tmp_path):
         load(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not known"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "lacks the field 'factor'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"hidden_size": "64"}, "another type"),
+    ],
+)
+def test_a_model_that_is_not_quite_a_llama_is_refused(tok, tmp_path, change, says):
+    save(model_of(tok), tok, tmp_path / "m")
+    (tmp_path / "m" / "checksums.json").unlink()
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | change
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=says):
+        load(tmp_path / "m")
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(tok, tmp_path):
     model = Llama(replace(model_of(tok).config, vocab_size=100)).init_weights(0)
     with pytest.raises(ValueError, match="use the one it trained with"):

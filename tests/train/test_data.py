@@ -95,6 +95,13 @@ def test_no_token_is_lost_and_none_seen_twice_in_an_epoch(folder):
     assert found == sorted(tuple(source.document(i).tolist()) for i in range(source.n_documents))
 
 
+def test_any_order_of_asking_gives_the_same_rows(folder):
+    jumping, walking = mixture(folder, steps=300), mixture(folder, steps=300)
+    far = jumping.batch(299)
+    assert [walking.batch(step) for step in range(300)][299] == far
+    assert jumping.batch(7) == walking.batch(7)
+
+
 def test_a_row_ends_with_the_token_that_follows_it(folder):
     m = mixture(folder, steps=50)
     slices = sorted((s for step in range(50) for s in m.batch(step) if s.source == "b"), key=lambda s: s.start)

@@ -195,7 +195,7 @@ def test_a_batch_that_stays_bad_is_skipped_recorded_and_skipped_on_resumption(fo
 
 
 def test_nothing_but_bad_batches_ends_the_run_with_a_reason(folder, tmp_path):
-    with pytest.raises(RuntimeError, match="lower the learning rate"):
+    with pytest.raises(ValueError, match="lower the learning rate"):
         run(folder, tmp_path, objective=Poisoned(mixture(folder), range(1000)))
 
 

@@ -46,13 +46,13 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Llama, T
     path = Path(path)
     if (path / "model" / "config.json").exists():
         path = path / "model"
-    config = _from_config(read_json(path / "config.json"), path)
     if (path / "checksums.json").exists():
         for name, expected in read_json(path / "checksums.json").items():
             if not (path / name).exists() or checksum(path / name) != expected:
                 raise ValueError(
                     f"{path / name} is missing or damaged (its checksum differs); make or copy the model again"
                 )
+    config = _from_config(read_json(path / "config.json"), path)
     try:
         tensors = load_file(path / "model.safetensors")
     except (OSError, SafetensorError) as error:
@@ -118,12 +118,20 @@ def _from_config(data: dict, path: Path) -> LlamaConfig:
             f"{path / 'config.json'} is of model type {data.get('model_type')!r}; only llama can be loaded"
         )
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    scaling = None
-    if rope.get("rope_type") == "llama3":
-        scaling = RopeScaling(
-            rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
-        )
+    scaling, kind = None, rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"{path / 'config.json'}: rope_type {kind!r} is not known; default and llama3 can be loaded")
+    for name, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if data.get(name, expected) != expected:
+            raise ValueError(f"{path / 'config.json'}: {name} is {data[name]!r}; a Llama has {expected!r}")
     try:
+        if kind == "llama3":
+            scaling = RopeScaling(
+                rope["factor"],
+                rope["low_freq_factor"],
+                rope["high_freq_factor"],
+                rope["original_max_position_embeddings"],
+            )
         return LlamaConfig(
             vocab_size=data["vocab_size"],
             dim=data["hidden_size"],
@@ -140,3 +148,5 @@ def _from_config(data: dict, path: Path) -> LlamaConfig:
         )
     except KeyError as error:
         raise ValueError(f"{path / 'config.json'} lacks the field {error}") from None
+    except TypeError as error:
+        raise ValueError(f"{path / 'config.json'} holds a value of another type than a Llama's ({error})") from None

@@ -22,6 +22,7 @@ from herder.curate.overlap import read_benchmarks
 from herder.curate.reading import Part, finished, read_part, write_json
 from herder.curate.resolving import Corpus, resolve
 from herder.curate.settings import CurateConfig
+from herder.launch import children_ignore_interrupts
 from herder.progress import report
 from herder.records import KEPT, Ledger
 
@@ -105,7 +106,8 @@ def run(tasks: list[tuple], indices: list[int], workers: int) -> Iterator[tuple[
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context)
     try:
-        futures = {pool.submit(read_part, *task): index for index, task in zip(indices, tasks, strict=True)}
+        with children_ignore_interrupts():  # the first task starts all workers
+            futures = {pool.submit(read_part, *task): index for index, task in zip(indices, tasks, strict=True)}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:

@@ -41,6 +41,9 @@ class Packing:
         bounds = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=device)
         return cls(bounds, (length,) * batch)
 
+    def to(self, device: torch.device | str) -> Packing:
+        return Packing(self.cu_seqlens.to(device, non_blocking=True), self.lengths)
+
     def positions(self, batch: int) -> torch.Tensor:
         """(B, T) int64 positions that restart at each document."""
         starts = self.cu_seqlens[:-1].long()

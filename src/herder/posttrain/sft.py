@@ -7,7 +7,6 @@ most of the time of unpacked implementations goes.
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from herder import launch
-from herder.config import runtime
+from herder.config import at_least_one, runtime
 from herder.convert import load, save
 from herder.records import read_dialogues
 from herder.tokenizer import ChatFormat, Turn
@@ -35,6 +34,11 @@ class FineTuneConfig:
     """File of inputs["dialogues"] to train on."""
     seed: int = 0
     processes: int = runtime(1)
+
+    def __post_init__(self):
+        at_least_one(self, "rows_per_step", "seq_len", "processes")
+        if self.epochs <= 0:
+            raise ValueError(f"epochs is {self.epochs}; it must be above 0")
 
 
 class SupervisedFineTuning:
@@ -118,5 +122,4 @@ def _fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> di
     numbers = train(model, objective, config.train, out)
     if launch.rank() == 0:
         save(model, tokenizer, out / "model")
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return {"dialogues": len(objective.turns), "left_out": objective.left_out, **numbers}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from herder import launch
-from herder.config import runtime
+from herder.config import at_least_one, runtime
 from herder.convert import save
 from herder.model import Llama, LlamaConfig
-from herder.records import Measure
 from herder.tokenizer import Tokenizer
 from herder.train import Mixture, NextToken, Stage, TokenShards, TrainConfig, train
 from herder.train.heldout import HeldOut
@@ -34,9 +32,8 @@ class PretrainConfig:
     processes: int = runtime(1)
     """Local processes of one thread each, where torchrun has not made them."""
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.rows_per_step * self.seq_len
+    def __post_init__(self):
+        at_least_one(self, "steps", "rows_per_step", "seq_len", "processes")
 
 
 @launch.distributed
@@ -55,21 +52,17 @@ def _pretrain(config: PretrainConfig, inputs: dict[str, Path], out: Path) -> dic
     mix = {k: v for k, v in config.mix.items() if not config.optional_sources or k in shards.sources}
     mixture = Mixture(shards, [Stage(config.steps, config.rows_per_step, config.seq_len, mix)], config.seed)
     model = Llama(config.model).init_weights(config.seed)
-    measured: dict[str, Measure] = {}
+    held = HeldOut(TokenShards(inputs["tokens"] / "heldout"), config.seq_len, config.heldout_tokens)
 
     def heldout(model: Llama) -> dict[str, float]:
-        if launch.rank() == 0:
-            measured["heldout_bits_per_byte"] = held(model)
-            return {"heldout_bits_per_byte": measured["heldout_bits_per_byte"].value}
-        return {}
+        return {"heldout_bits_per_byte": held(model).value} if launch.rank() == 0 else {}
 
-    held = HeldOut(TokenShards(inputs["tokens"] / "heldout"), config.seq_len, config.heldout_tokens)
     numbers = train(model, NextToken(mixture), config.train, out, heldout)
     if launch.rank() == 0:
+        numbers["heldout_bits_per_byte"] = held(model)  # of the model as saved, with its interval
         save(model, tokenizer, out / "model")
         write_mixture(mixture, config.steps, out)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    return {"parameters": config.model.n_params, **numbers, **measured}
+    return {"parameters": config.model.n_params, **numbers}
 
 
 def write_mixture(mixture: Mixture, steps: int, out: Path) -> None:

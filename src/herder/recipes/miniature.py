@@ -24,7 +24,7 @@ from herder.train import OptimConfig, TrainConfig
 _BASE = PretrainConfig(
     model=SHAPES["miniature"],
     train=TrainConfig(
-        optim=OptimConfig(kind="muon", lr=1e-2, lr_muon=2e-2, warmup_steps=20, lr_final=0.02, weight_decay=0.05),
+        optim=OptimConfig(kind="muon", lr=1e-2, lr_muon=1e-2, warmup_steps=20, lr_final=0.02, weight_decay=0.05),
         heldout_every=120,
     ),
     steps=960,
@@ -106,6 +106,8 @@ def recipe(config: Config) -> list[Step]:
     if config.data:
         source = open_data(config.data, config.data_kind, config.data_fields)
         manifest = tuple(source.manifest())
+        if config.curate.benchmarks:
+            manifest += tuple(open_source(config.curate.benchmarks, kind="jsonl").manifest())
         curated = CurateStep(config.curate, config.data_kind, config.data_fields, manifest, config.data, config.workers)
         corpus = Step("1_corpus/documents", curate_pages, curated)
         last = []

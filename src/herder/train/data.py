@@ -53,6 +53,7 @@ class Mixture:
                 )
         self.streams = {name: _Stream(shards.sources[name], seed) for name in self.names}
         self._used = np.zeros((1, len(self.names)), dtype=np.int64)  # tokens used before each data step
+        self._target = np.zeros(len(self.names))  # tokens that the mix asks for by the table's last step
 
     @property
     def steps(self) -> int:
@@ -88,15 +89,12 @@ class Mixture:
         """Extends the table of tokens used, step by step: each row goes to the source that lags its target most."""
         if len(self._used) > steps:
             return
-        table = list(self._used)
-        target = np.zeros(len(self.names))
-        for index in range(steps):
+        table, steps = list(self._used), max(steps, 2 * len(self._used))  # doubling keeps the copies linear in all
+        for index in range(len(table) - 1, steps):
             stage = self.stage(index)
             shares = np.array([stage.mix.get(name, 0.0) for name in self.names])
-            target += shares / shares.sum() * stage.tokens_per_step
-            if index + 1 < len(table):
-                continue
-            deficit = np.where(shares > 0, (target - table[-1]) / stage.seq_len, -np.inf)
+            self._target = self._target + shares / shares.sum() * stage.tokens_per_step
+            deficit = np.where(shares > 0, (self._target - table[-1]) / stage.seq_len, -np.inf)
             rows = np.floor(np.maximum(deficit, 0)).astype(np.int64)
             while rows.sum() > stage.rows:
                 rows[np.argmin(np.where(rows > 0, deficit - rows, np.inf))] -= 1

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from herder import launch, progress
-from herder.config import runtime
+from herder.config import at_least_one, runtime
 from herder.model import Llama
 from herder.model.attention import Packing
 from herder.train.checkpoint import load_latest, save_checkpoint
@@ -48,9 +48,16 @@ class TrainConfig:
     checkpoints_kept: int = runtime(2)
     sinks: tuple[str, ...] = runtime(())
 
+    def __post_init__(self):
+        at_least_one(self, "micro_batch_rows", "checkpoints_kept")
+
 
 def pick_device(name: str) -> str:
     """ "auto" is CUDA where there is one. Raises ValueError for a device this machine lacks."""
+    try:
+        torch.device("cpu" if name == "auto" else name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not known; use cpu, cuda or auto") from None
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -68,7 +75,7 @@ def train(
     """Trains `model` in place, continuing from `out/checkpoints` where there are any; leaves it in fp32, final weights.
 
     heldout(model) returns numbers for `metrics.jsonl`, every `heldout_every` steps and at the end. Returns headline numbers.
-    Raises ValueError where nothing can be learned from a batch, RuntimeError where too many batches in a row are bad.
+    Raises ValueError where nothing can be learned from a batch, or where too many batches in a row are bad.
     """
     Path(out).mkdir(parents=True, exist_ok=True)
     return _Run(model, objective, config, Path(out), heldout).train()
@@ -140,7 +147,7 @@ class _Run:
                 if self.main:
                     print(f"step {self.step}: batch {index} is skipped, twice its {reason}", file=sys.stderr)
         else:
-            raise RuntimeError(
+            raise ValueError(
                 f"step {self.step}: {BAD_BATCHES} batches in a row are bad ({reason}); lower the learning rate"
             )
         self.guard.accept(loss, grad_norm)

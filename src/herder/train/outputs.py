@@ -75,7 +75,7 @@ def token_log_probs(h_nd: torch.Tensor, weight_vd: torch.Tensor, targets_n: torc
 
 def compute(model: Llama, rows: Rows, packing: Packing, needs: frozenset[Output]) -> Outputs:
     """The outputs that an objective needs, for one micro-batch on the model's device."""
-    select = rows.select
+    packing, select = packing.to(rows.tokens.device), rows.select
     h = model.hidden(rows.tokens, positions=packing.positions(len(rows)), attend=packed(packing), select=select)
     log_probs = token_log_probs(h, model.lm_head.weight, rows.targets.flatten()[select])
     sums = segment_sums(log_probs, rows, select) if "segment_sums" in needs else None
