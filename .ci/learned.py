@@ -1,6 +1,7 @@
 """Whether the newest miniature run learned what it claims: `python .ci/learned.py RUNS`, exit status 1 where it did not.
 
-Every claim is a pair of disjoint 95% intervals or a floor; time and memory are the README's.
+Every claim is a pair of disjoint 95% intervals, a floor, or the README's memory. Seconds are printed, not judged: a busy machine
+is no fault of the code.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from herder.records import Measure
 from herder.steps import find_run, read_json
 
-MOST_SECONDS, MOST_MIB, LEAST_ANSWERS = 900, 4096, 0.70
+MOST_MIB, LEAST_ANSWERS = 4096, 0.70
 
 
 def main(runs: Path) -> int:
@@ -25,7 +26,6 @@ def main(runs: Path) -> int:
         "bits per byte below a Kneser-Ney bigram": ours.below(measure(bits, "kneser_ney_2")),
         "at least 70% of answers are well formed": measure(answers, "answers_that_work").low >= LEAST_ANSWERS,
         "answers were not well formed before": measure(answers, "answers_well_before").high < 0.05,
-        f"under {MOST_SECONDS} s": sum(record["seconds"] for record in records.values()) < MOST_SECONDS,
         f"under {MOST_MIB} MiB": max(record["peak_memory_mib"] for record in records.values()) < MOST_MIB,
     }
     for name in ("most_frequent_answer", "nearest_training_question", "shuffled", "before"):
@@ -34,6 +34,7 @@ def main(runs: Path) -> int:
         )
     for claim, holds in claims.items():
         print(f"{'holds' if holds else 'FAILS'}  {claim}")
+    print(f"{sum(record['seconds'] for record in records.values()):.0f} s in all steps")
     print(f"bits per byte {ours}, 5-gram {measure(bits, 'kneser_ney_5')}; held-out questions right {after}")
     return 0 if all(claims.values()) else 1
 
