@@ -113,7 +113,10 @@ def _write_tables(out: Path, answered: dict, totals: dict, everything: dict, sco
     def row(name: str, measure: Measure) -> dict:
         return {"name": _NAMES.get(name, name), "measure": measure.to_json(), "note": ""}
 
-    form = [row(name.removeprefix("answers_well_"), m) for name, m in answered.items()]
+    # The report draws the first row as ours: the fine-tuned model leads every table.
+    form = [row(name.removeprefix("answers_well_"), m) for name, m in reversed(answered.items())]
+    everything = {"after": everything["after"], **everything} if everything else {}
+    totals = {"after": totals["after"], **totals} if totals else {}
     tables = [
         {"title": "Answers that end in time, without control ids and without loops", "unit": "%", "rows": form},
         {

@@ -99,9 +99,9 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
     seconds = run.record.get("seconds")
     if isinstance(seconds, int | float):
         reused = sum(step.reused for step in run.steps)
-        rows.append(
-            ("Time", charts.duration(seconds), f"{len(run.steps)} steps" + (f", {reused} reused" if reused else ""))
-        )
+        made = sum(step.seconds for step in run.steps if isinstance(step.seconds, int | float))
+        note = f"{len(run.steps)} steps" + (f", {reused} reused: {charts.duration(seconds)} now" if reused else "")
+        rows.append(("Time", charts.duration(max(made, seconds)), note))
     return [(cut(label, 60), cut(text, 60), cut(note, 120)) for label, text, note in rows]
 
 
