@@ -102,7 +102,9 @@ class _Run:
     def train(self) -> dict:
         config, steps = self.config, self.objective.steps
         metrics = (
-            Metrics(self.out / "metrics.jsonl", self.step, open_sinks(config.sinks, self.out)) if self.main else None
+            Metrics(self.out / "metrics.jsonl", self.step, open_sinks(config.sinks, self.out, self.step))
+            if self.main
+            else None
         )
         peak = matmul_peak(self.device, self.dtype) * launch.world_size()
         saved = clock = time.monotonic()
