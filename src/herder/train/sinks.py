@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def open_sinks(names: tuple[str, ...], out: Path, step: int = 0) -> list:
-    """Opens sinks by name; what a sink holds from `step` on is written anew. Raises ValueError for an unknown name, or a missing package with the command that installs it."""
+    """Opens sinks by name; what one holds from `step` on is written anew.
+
+    Raises ValueError for an unknown name, or a missing package with the command that installs it.
+    """
     known = {"tensorboard": _TensorBoard, "wandb": _Wandb}
     for name in names:
         if name not in known:
