@@ -5,8 +5,12 @@ import inspect
 import textwrap
 
 import pytest
+from hypothesis import settings
 
 from herder.tokenizer import train
+
+settings.register_profile("herder", deadline=None)  # a busy machine is no failure
+settings.load_profile("herder")
 
 PHRASES = "Grüße aus Köln. Ça va très bien. 日本語のテキスト。 Привет, мир! नमस्ते दुनिया 🙂🙃 user assistant system\n\n"
 
