@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import importlib.metadata
 import re
-import time
 from collections import Counter
 from dataclasses import replace
 
@@ -240,10 +239,8 @@ def test_impossible_configurations_are_refused(change, words):
 
 @pytest.mark.long
 @needs_wiki
-def test_the_default_web_is_large_enough_and_quick(tmp_path):
-    started = time.process_time()
+def test_the_default_web_is_large_enough(tmp_path):
     ledger = write_web(tmp_path)
-    assert time.process_time() - started < 30
     assert ledger.read == 24_000
     assert 10e6 < ledger.characters < 16e6
     assert len(list((tmp_path / "warc").glob("*.warc.gz"))) >= 4
