@@ -26,7 +26,7 @@ format: $(VENV)/.test
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(VENV)/.bench  ## every benchmark against its peer, one after the other
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@failed=0; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || failed=1; done; exit $$failed
 
 chat: $(VENV)/.demo
 	@$(BIN)/herder chat miniature --runs $(RUNS)
