@@ -38,12 +38,15 @@ def showing(display: Display | None) -> Iterator[None]:
 
 
 def describe(done: float, total: float | None, unit: str, numbers: dict[str, float], seconds: float) -> str:
-    """One line: '1,200/4,000 pages, 310 pages/s, loss 3.21, 0:09 left'."""
+    """One line: '1,200/4,000 pages, 0:09 left, loss 3.21, 310 tokens/s'."""
     parts = [f"{done:,.0f}" + (f"/{total:,.0f}" if total else "") + (f" {unit}" if unit else "")]
-    parts += [f"{name.replace('_', ' ')} {value:,.4g}" for name, value in numbers.items()]
     if total and done and seconds > 1:
         left = seconds * (total - done) / done
         parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+    for name, value in numbers.items():
+        shown = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
+        rate = name.removesuffix("_per_second")
+        parts.append(f"{shown} {rate}/s" if rate != name else f"{name.replace('_', ' ')} {shown}")
     return ", ".join(parts)
 
 
