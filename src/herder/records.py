@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -316,11 +317,27 @@ def read_attribute(folder: Path, attribute: str, shard: str) -> pa.Table:
     return pq.read_table(path)
 
 
+def check_replaceable(out: Path, marker: str) -> None:
+    """Raises ValueError where `out` holds files but not `marker`: it is somebody's folder, not an older version of ours."""
+    if out.exists() and not (out / marker).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already and holds no {marker}, so it is not replaced; choose another folder")
+
+
+def replace_folder(part: Path, out: Path) -> None:
+    """Puts a finished folder in the place of an older one; at every moment one of the two is whole on the disk."""
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(part, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_jsonl(rows: Iterable[dict], path: Path) -> int:
     """Writes one JSON object a line, whole file or nothing; returns how many."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part, count = path.with_name(path.name + ".part"), 0
-    with open(part, "w", encoding="utf-8") as file:
+    with open(part, "w", encoding="utf-8", errors="replace") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1

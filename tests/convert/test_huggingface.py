@@ -96,6 +96,17 @@ def test_a_model_that_is_not_quite_a_llama_is_refused(tok, tmp_path, change, say
         load(tmp_path / "m")
 
 
+def test_saving_replaces_a_model_and_never_somebodys_folder(tok, tmp_path):
+    for _ in range(2):
+        save(model_of(tok), tok, tmp_path / "m")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is not replaced"):
+        save(model_of(tok), tok, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(tok, tmp_path):
     model = Llama(replace(model_of(tok).config, vocab_size=100)).init_weights(0)
     with pytest.raises(ValueError, match="use the one it trained with"):

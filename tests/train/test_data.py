@@ -47,6 +47,28 @@ def test_damaged_shards_are_refused(tmp_path):
         TokenShards(tmp_path)
 
 
+def test_shards_replace_shards_and_never_somebodys_folder(tmp_path):
+    write_shards(documents(), Words(), tmp_path / "x")
+    write_shards([("a", "only this")], Words(), tmp_path / "x")
+    assert list(TokenShards(tmp_path / "x").sources) == ["a"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is not replaced"):
+        write_shards(documents(), Words(), tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_cut_off_call_leaves_the_older_shards_whole(tmp_path):
+    def breaking():
+        yield from documents()
+        raise KeyboardInterrupt
+
+    write_shards([("a", "only this")], Words(), tmp_path / "x")
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(breaking(), Words(), tmp_path / "x")
+    assert list(TokenShards(tmp_path / "x").sources) == ["a"]
+
+
 def test_an_empty_corpus_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no documents to tokenize"):
         write_shards([], Words(), tmp_path / "x")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,13 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from herder.model import Llama, LlamaConfig, RopeScaling
+from herder.records import check_replaceable, replace_folder
 from herder.steps import read_json
 from herder.tokenizer import Tokenizer
 from herder.train.checkpoint import checksum, save_tensors
 
 
 def save(model: Llama, tokenizer: Tokenizer, out: Path, format: str = "hf") -> Path:
-    """Writes a model folder, whole or not at all. Raises ValueError for an unknown format or sizes that do not fit."""
+    """Writes a model folder, whole or not at all; an older model there is replaced.
+
+    Raises ValueError for an unknown format, sizes that do not fit, or a folder that holds something else.
+    """
     if format != "hf":
         raise ValueError(f"format {format!r} is not known; the formats are: hf")
     if tokenizer.n_vocab > model.config.vocab_size:
@@ -26,6 +29,7 @@ def save(model: Llama, tokenizer: Tokenizer, out: Path, format: str = "hf") -> P
             f"the tokenizer has {tokenizer.n_vocab} ids, the model {model.config.vocab_size}; use the one it trained with"
         )
     out = Path(out)
+    check_replaceable(out, "config.json")
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -36,8 +40,7 @@ def save(model: Llama, tokenizer: Tokenizer, out: Path, format: str = "hf") -> P
     tokenizer.save(part)
     sums = {p.name: checksum(p) for p in sorted(part.iterdir())}
     (part / "checksums.json").write_text(json.dumps(sums, indent=1))
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(part, out)
+    replace_folder(part, out)
     return out
 
 

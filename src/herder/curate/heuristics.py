@@ -81,7 +81,6 @@ UNPROSE = frozenset(("code", "formula", "table"))
 SYMBOLS = re.compile(r"#|…|\.\.\.")
 BULLETS = ("•", "●", "▪", "■", "‣", "*", "-", "–", "·")
 ELLIPSES = ("…", "...")
-LETTER = re.compile(r"[^\W\d_]")
 
 
 def measure(text: str, spans: list[Span], words: Words) -> Stats:

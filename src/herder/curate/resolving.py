@@ -1,7 +1,8 @@
 """The second pass: what needs all documents at once. URL, exact and near duplicates, the split, and every document's fate.
 
 It reads attributes, not texts (the held-out check aside), so it can be run again with other thresholds in seconds. Each
-document has exactly one fate: the first filter of `ORDER` that removes it, or "kept".
+document has exactly one fate: the first filter that removes it, in the order URLs, language, heuristics, benchmark overlap, exact and near
+duplicates, held-out overlap, or "kept".
 """
 
 from __future__ import annotations
@@ -20,11 +21,6 @@ from herder.curate.overlap import Protected
 from herder.curate.settings import CurateConfig
 from herder.curate.words import hash_words
 from herder.records import KEPT, read_attribute, write_table
-
-ORDER = (
-    "url_duplicate", "language", "the heuristics, in their order", "benchmark_overlap", "exact_duplicate", "near_duplicate",
-    "heldout_overlap",
-)  # fmt: skip
 
 
 class Corpus:

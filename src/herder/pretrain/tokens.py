@@ -14,9 +14,6 @@ from herder.tokenizer import Tokenizer
 from herder.tokenizer import train as train_bpe
 from herder.train import write_shards
 
-DOMAINS = ("general", "code", "multilingual")
-"""The parts of the paper's mix (3.1.2) that a document's own features tell apart; maths and reasoning need a classifier."""
-
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -78,6 +75,7 @@ def by_domain(corpus: Path, config: TokenizeConfig, split: str) -> Iterator[tupl
 
 
 def domain_of(document: Document, language: str, config: TokenizeConfig) -> str:
+    """general, code or multilingual: the parts of the paper's mix (3.1.2) that a document's own features tell apart."""
     code = sum(span.end - span.start for span in document.spans if span.kind == "code")
     if code >= config.code_share * max(len(document.text), 1):
         return "code"

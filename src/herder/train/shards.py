@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from herder import progress
-from herder.records import Ledger
+from herder.records import Ledger, check_replaceable, replace_folder
 from herder.tokenizer import Tokenizer
 
 ENCODE_DOCUMENTS = 512
@@ -30,11 +29,14 @@ def write_shards(
 ) -> list[Ledger]:
     """Encodes (source, text) pairs into shards under `out`; returns a ledger per source, also written to `ledger.json`.
 
-    Raises ValueError where a source's name cannot be a folder. An interrupted call leaves nothing that reads as whole.
+    Older shards there are replaced once the new ones are whole. Raises ValueError where a source's name cannot be a folder, or
+    `out` holds something else.
     """
     bos, eos = tokenizer.special["<|begin_of_text|>"], tokenizer.special["<|end_of_text|>"]
     out = Path(out)
-    shutil.rmtree(out, ignore_errors=True)
+    check_replaceable(out, "ledger.json")
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
     writers: dict[str, _Writer] = {}
     pending: list[tuple[str, str]] = []
     done = 0
@@ -43,7 +45,7 @@ def write_shards(
         encoded = tokenizer.encode_batch([text for _, text in pending], threads=threads)
         for (source, text), ids in zip(pending, encoded, strict=True):
             if source not in writers:
-                writers[source] = _Writer(out, source)
+                writers[source] = _Writer(part, source)
             writers[source].add([bos, *ids, eos], text)
         pending.clear()
 
@@ -60,9 +62,8 @@ def write_shards(
             "corpus, and raise curate.heldout_share for a small corpus"
         )
     ledgers = [writers[source].close() for source in sorted(writers)]
-    part = out / "ledger.json.part"
-    part.write_text(json.dumps([ledger.to_json() for ledger in ledgers], indent=1))
-    os.replace(part, out / "ledger.json")
+    (part / "ledger.json").write_text(json.dumps([ledger.to_json() for ledger in ledgers], indent=1))
+    replace_folder(part, out)
     return ledgers
 
 

@@ -228,4 +228,3 @@ _DIALECT = {
 }  # fmt: skip
 _GENERAL = ("semantic", "divs", "tables", "blog", "wiki", "semantic", "blog", "bare")
 _TECHNICAL = ("sphinx", "semantic", "forum", "sphinx", "divs", "bare")
-LAYOUTS = tuple(_LAYOUTS)
