@@ -1,8 +1,8 @@
 """The second pass: what needs all documents at once. URL, exact and near duplicates, the split, and every document's fate.
 
 It reads attributes, not texts (the held-out check aside), so it can be run again with other thresholds in seconds. Each
-document has exactly one fate: the first filter that removes it, in the order URLs, language, heuristics, benchmark overlap, exact and near
-duplicates, held-out overlap, or "kept".
+document has exactly one fate: "kept", or the first filter that removes it in the order URLs, language, heuristics, benchmark
+overlap, exact duplicates, near duplicates, held-out overlap.
 """
 
 from __future__ import annotations
