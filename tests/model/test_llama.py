@@ -5,24 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from herder.model import SHAPES, Llama, LlamaConfig, RopeScaling
+from herder.model import SHAPES, Llama, LlamaConfig
 from herder.model.attention import Packing, packed
 
 TINY = LlamaConfig(97, 32, 2, 4, 2, 48, max_seq_len=256)
-
-
-@pytest.mark.parametrize(
-    ("shape", "parameters"),
-    [("llama3-8b", 8_030_261_248), ("llama3-70b", 70_553_706_496), ("llama3.1-405b", 405_853_388_800)],
-)
-def test_parameter_counts_are_the_published_models(shape, parameters):
-    assert SHAPES[shape].n_params == parameters
-
-
-def test_the_count_is_what_the_module_holds():
-    for tie in (False, True):
-        config = replace(TINY, tie_embeddings=tie)
-        assert sum(p.numel() for p in Llama(config).parameters()) == config.n_params
 
 
 def reference(config: LlamaConfig):
@@ -48,10 +34,30 @@ def reference(config: LlamaConfig):
     )
 
 
+def scaled_down(config: LlamaConfig) -> LlamaConfig:
+    """The same proportions in tiny: heads per KV head, feed-forward width, rotation, scaling, tying."""
+    groups = config.n_heads // config.n_kv_heads
+    dim = 2 * groups * 8
+    scaling = config.rope_scaling and replace(config.rope_scaling, original_max_seq_len=64)
+    return replace(
+        config,
+        vocab_size=97,
+        dim=dim,
+        n_layers=2,
+        n_heads=2 * groups,
+        n_kv_heads=2,
+        head_dim=8,
+        ffn_dim=8 * round(dim * config.ffn_dim / config.dim / 8),
+        max_seq_len=256,
+        rope_scaling=scaling,
+    )
+
+
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("scaling", [None, RopeScaling(factor=8.0, original_max_seq_len=64)])
-def test_logits_and_gradients_equal_transformers(tie, scaling):
-    config = replace(TINY, tie_embeddings=tie, rope_scaling=scaling)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_and_gradients_equal_transformers(shape, tie):
+    """150 positions: past the original context of the scaled ones."""
+    config = replace(scaled_down(SHAPES[shape]), tie_embeddings=tie)
     ours = Llama(config).init_weights(3)
     theirs = reference(config)
     theirs.load_state_dict(ours.state_dict())

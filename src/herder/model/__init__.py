@@ -4,7 +4,8 @@ Nothing here knows of parallelism, compilation or quantization: those are applie
 `attend` and `select` of `Llama.forward`.
 """
 
+from herder.model.count import Count
 from herder.model.llama import Llama
 from herder.model.shapes import SHAPES, LlamaConfig, RopeScaling
 
-__all__ = ["SHAPES", "Llama", "LlamaConfig", "RopeScaling"]
+__all__ = ["SHAPES", "Count", "Llama", "LlamaConfig", "RopeScaling"]

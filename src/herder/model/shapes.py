@@ -1,4 +1,6 @@
-"""Shapes of the Llama 3 family as data (paper table 3; 3.1 and 3.2 from their published configurations)."""
+"""Shapes of the Llama 3 family as data (paper table 3; 3.1, 3.2 and SmolLM2 from their published configurations).
+
+The 405B was published twice, with 8 KV heads and with 16 (for 16-way tensor parallelism)."""
 
 from __future__ import annotations
 
@@ -83,8 +85,12 @@ SHAPES: dict[str, LlamaConfig] = {
     "llama3.1-8b": _llama(4096, 32, 32, 14_336, **_LONG),
     "llama3.1-70b": _llama(8192, 80, 64, 28_672, **_LONG),
     "llama3.1-405b": _llama(16_384, 126, 128, 53_248, **_LONG),
+    "llama3.1-405b-kv16": _llama(16_384, 126, 128, 53_248, n_kv_heads=16, **_LONG),
     "llama3.2-1b": _llama(2048, 16, 32, 8192, **_SMALL),
     "llama3.2-3b": _llama(3072, 28, 24, 8192, **_SMALL),
+    "smollm2-135m": LlamaConfig(
+        49_152, 576, 30, 9, 3, 1536, max_seq_len=8192, rope_theta=100_000.0, tie_embeddings=True
+    ),
     "miniature": LlamaConfig(4096, 192, 6, 4, 2, 512, max_seq_len=512, tie_embeddings=True),
     "bench-8m": LlamaConfig(4096, 256, 8, 8, 4, 768, max_seq_len=2048),
 }

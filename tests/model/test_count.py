@@ -1,0 +1,101 @@
+"""What a shape costs, against the module itself and figures published or computed by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from herder.engine.cache import SlotCache
+from herder.model import SHAPES, Count, Llama, LlamaConfig
+from herder.train import OptimConfig
+from herder.train.optim import Optimizer
+
+TINY = LlamaConfig(97, 64, 2, 8, 2, 160, max_seq_len=256)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [
+        ("llama3-8b", 8_030_261_248),
+        ("llama3-70b", 70_553_706_496),
+        ("llama3.1-405b", 405_853_388_800),
+        # by hand: 8 more heads of 128 for k and v in each of 126 layers of 16,384
+        ("llama3.1-405b-kv16", 405_853_388_800 + 126 * 2 * 8 * 128 * 16_384),
+        ("llama3.2-1b", 1_235_814_400),
+        ("llama3.2-3b", 3_212_749_824),
+        ("smollm2-135m", 134_515_008),
+    ],
+)
+def test_parameter_counts_are_the_published_models(shape, parameters):
+    assert SHAPES[shape].n_params == sum(Count(SHAPES[shape]).parameters().values()) == parameters
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_the_parts_are_what_the_module_holds(tie):
+    config = replace(TINY, tie_embeddings=tie)
+    parts = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "feed-forward", "norm": "norms"}
+    found = dict.fromkeys(Count(config).parameters(), 0)
+    for name, p in Llama(config).named_parameters():
+        found[next((part for key, part in parts.items() if key in name), "output head")] += p.numel()
+    assert found == Count(config).parameters()
+
+
+def test_flops_are_what_the_products_of_the_module_take():
+    model, length = Llama(TINY), 48
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, length, dtype=torch.int64)).sum().backward()
+    # torch counts causal attention as if everything were seen, and recomputes scores in its backward: left out here
+    linear = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+    attention = 3 * 4 * TINY.n_layers * TINY.n_heads * TINY.head_dim * (length + 1) / 2
+    assert Count(TINY).flops(length)["training"] == pytest.approx(linear / length + attention)
+    assert Count(TINY).flops(length)["prefill"] * 3 == pytest.approx(Count(TINY).flops(length)["training"])
+
+
+def test_activations_are_the_tensors_that_autograd_keeps():
+    def kept(layers: int) -> int:
+        model = Llama(replace(TINY, n_layers=layers))
+        weights, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+        def pack(t):
+            if t.untyped_storage().data_ptr() not in weights:
+                seen[t.untyped_storage().data_ptr()] = (t.untyped_storage().nbytes(), t)  # held: addresses stay unique
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            hidden = model.hidden(torch.zeros(2, 32, dtype=torch.int64))
+        assert hidden.requires_grad
+        return sum(size for size, _ in seen.values())
+
+    counted = [Count(replace(TINY, n_layers=n)).activations(64, 4)["all kept"] for n in (1, 3)]
+    assert kept(3) - kept(1) == counted[1] - counted[0]
+
+
+def test_the_kv_cache_is_what_the_engine_allocates():
+    cache = SlotCache(TINY, 3, 50, torch.bfloat16, torch.device("cpu"))
+    assert 3 * Count(TINY).kv_cache(50) == cache.k_lsghd.nbytes + cache.v_lsghd.nbytes
+    assert Count(TINY).kv_saving() == Count(replace(TINY, n_kv_heads=8)).kv_cache(9) / Count(TINY).kv_cache(9) == 4
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_training_state_is_what_the_trainer_keeps(kind):
+    model = Llama(TINY)
+    optimizer = Optimizer(model, OptimConfig(kind=kind), torch.bfloat16)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    held = sum(p.nbytes + p.grad.nbytes for p in model.parameters()) + optimizer.flat.nbytes
+    held += sum(m.nbytes for m in optimizer.masters.values())
+    optimizer.accumulate()
+    optimizer.step(1.0, optimizer.grad_norm())
+    moments = [t for each, _ in optimizer.updates for s in each.state.values() for t in s.values()]
+    held += sum(t.nbytes for t in moments if t.dim())
+    assert held == sum(Count(TINY).training_state({"adamw": "AdamW", "muon": "Muon"}[kind]).values())
+
+
+def test_the_table_names_every_cost_and_refuses_a_context_of_nothing():
+    text = Count(SHAPES["llama3-8b"]).table(context=8192)
+    assert "8,030,261,248" in text
+    assert "14.96 GiB" in text  # 8.03e9 weights of two bytes
+    assert "1 GiB" in text  # 32 layers x 8 heads x 128 x 2 x 8,192 x 2 bytes
+    with pytest.raises(ValueError, match="context is 0"):
+        Count(TINY).table(0)
