@@ -1,0 +1,157 @@
+"""A model somewhere, read tensor by tensor: the one view through which every format is read and written.
+
+Readers (`huggingface`, `meta`, `gguf`) show any file as a `Checkpoint` with Hugging Face's names and q/k layout; writers take
+a `Checkpoint` and write it out one tensor after the other, so n formats need n readers and n writers, and no conversion holds
+a model in memory. Names and shapes are checked against the configuration before any weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from herder.model import Llama, LlamaConfig
+from herder.steps import read_json
+from herder.tokenizer import Tokenizer
+from herder.train.checkpoint import checksum
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+CHECKSUMS_FILE = "checksums.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_COMPARED_ROWS = 4096
+
+
+class Checkpoint(Protocol):
+    """A Llama that lies in files or in memory. Readers subclass it; opening one raises ValueError for whatever does not fit."""
+
+    config: LlamaConfig
+    dtype: torch.dtype
+    """Of the stored matrices; float32 for quantized ones, which `tensor` dequantizes."""
+
+    def names(self) -> list[str]:
+        """Hugging Face's parameter names in the model's order; a tied model does not list lm_head.weight."""
+        ...
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Reads this one tensor now: merged, dequantized, q and k in the half-split layout. May be a view of a mapped file."""
+        ...
+
+    def stored(self, name: str) -> torch.dtype:
+        """The dtype that `tensor(name)` has; a reader whose tensors differ (fp32 norms beside bf16 matrices) says so here."""
+        return self.dtype
+
+    def tokenizer(self) -> Tokenizer:
+        """Raises ValueError ("has no tokenizer") where there is none."""
+        ...
+
+
+def parameter_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of `Llama(config)` in its order, lazily: a hostile layer count costs nothing before it is refuted."""
+    with torch.device("meta"):
+        try:
+            block = Llama(replace(config, n_layers=1))
+        except RuntimeError:
+            raise ValueError(f"a model of these sizes cannot exist: {config}") from None
+    layer = "model.layers.0."
+    shapes = [(name, tuple(p.shape)) for name, p in block.named_parameters()]
+    inner = [(name.removeprefix(layer), shape) for name, shape in shapes if name.startswith(layer)]
+    outer = [(name, shape) for name, shape in shapes if not name.startswith(layer)]
+    yield outer[0]
+    for i in range(config.n_layers):
+        yield from ((f"model.layers.{i}.{name}", shape) for name, shape in inner)
+    yield from outer[1:]
+
+
+def check_tensors(
+    config: LlamaConfig,
+    found: Mapping[str, Sequence[int]],
+    where: Path,
+    says: str = "config.json",
+    own: Callable[[str], str] = str,
+) -> list[str]:
+    """The parameter names in order, after comparing the shapes `found` in `where` with the configuration that `says` gives.
+
+    `own` turns a Hugging Face name into the file's own for the message. Raises ValueError naming the first tensor that is
+    missing, of another shape, or none of this model's.
+    """
+    names = []
+    for name, shape in parameter_shapes(config):
+        if name not in found:
+            raise ValueError(f"{where} lacks the tensor {own(name)}; copy or convert the model again")
+        if tuple(found[name]) != shape:
+            raise ValueError(f"{where}: {own(name)} has shape {tuple(found[name])}, {says} says {shape}")
+        names.append(name)
+    if extra := sorted(found.keys() - set(names)):
+        raise ValueError(f"{where} holds the tensor {own(extra[0])}, which this shape does not have")
+    return names
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: LlamaConfig, where: Path | str = "the tokenizer") -> Tokenizer:
+    """The tokenizer, if each of its ids has a row of the embeddings; published models pad, so rows may be left over."""
+    if tokenizer.n_vocab > config.vocab_size:
+        raise ValueError(
+            f"{where}: the tokenizer has {tokenizer.n_vocab} ids, the model {config.vocab_size}; use the one it trained with"
+        )
+    return tokenizer
+
+
+def check_dtype(name: str, dtype: object, where: Path) -> None:
+    if dtype not in FLOATS:
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{where}: {name} is stored as {kind}; only float32, float16 and bfloat16 weights and GGUF's quantized types "
+            "can be read, so take the checkpoint that was not quantized"
+        )
+
+
+def verify(folder: Path) -> None:
+    """Compares the files of a folder that herder wrote with the checksums beside them; a folder without them passes."""
+    sums = folder / CHECKSUMS_FILE
+    if not sums.exists():
+        return
+    for name, expected in read_json(sums).items():
+        path = inside(folder, name)
+        if not path.is_file() or checksum(path) != expected:
+            raise ValueError(f"{path} is missing or damaged (its checksum differs); make or copy the model again")
+
+
+def inside(folder: Path, name: object) -> Path:
+    """`folder / name`, if that is a plain name of a file that lies there, or in the Hugging Face cache the folder is part of.
+
+    Raises ValueError for a name with a path in it and for a link that leaves the folder.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise ValueError(
+            f"{folder} names the file {name!r}, which is no plain file name; take the model from its publisher"
+        )
+    path, home = folder / name, folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":  # a snapshot of the cache links to blobs beside it
+        allowed.append(home.parents[1] / "blobs")
+    if not any(path.resolve().is_relative_to(place) for place in allowed):
+        raise ValueError(f"{path} is a link to a file outside of its folder; copy the file itself there")
+    return path
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal bit for bit in value; stops at the first rows that differ."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    rows = zip(a.split(_COMPARED_ROWS), b.split(_COMPARED_ROWS), strict=True)
+    return all(torch.equal(x, y) for x, y in rows)
+
+
+def to_half_split(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """Rows of a q or k projection (Meta's and GGUF's pairs 2i, 2i+1) in Hugging Face's layout (pairs i, i + head_dim / 2)."""
+    rows, columns = weight.shape
+    return weight.view(n_heads, rows // n_heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def to_interleaved(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """The inverse of `to_half_split`."""
+    rows, columns = weight.shape
+    return weight.view(n_heads, 2, rows // n_heads // 2, columns).transpose(1, 2).reshape(rows, columns)
