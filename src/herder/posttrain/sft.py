@@ -16,6 +16,7 @@ import torch
 from herder import launch
 from herder.config import at_least_one, runtime
 from herder.convert import load, save
+from herder.posttrain.lora import LoraConfig, adapter_tensors, add_adapter, merge, save_adapter
 from herder.records import read_dialogues
 from herder.tokenizer import ChatFormat, Turn
 from herder.train import Outputs, Rows, TrainConfig, train
@@ -29,7 +30,10 @@ class FineTuneConfig:
     epochs: float
     rows_per_step: int
     seq_len: int
-    dialect: str = "llama3.1"
+    dialect: str = ""
+    """Chat dialect; "" is the one that the base model's tokenizer calls for."""
+    lora: LoraConfig | None = None
+    """Trains an adapter and merges it; None trains every weight."""
     dialogues: str = "train.jsonl"
     """File of inputs["dialogues"] to train on."""
     seed: int = 0
@@ -114,12 +118,19 @@ def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> dic
 
 def _fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> dict:
     model, tokenizer = load(inputs["base"])
-    chat = ChatFormat(tokenizer, config.dialect)
+    chat = ChatFormat(tokenizer, config.dialect or None)
     turns = [chat.encode(d.messages, tools=d.tools) for d in read_dialogues(inputs["dialogues"] / config.dialogues)]
     objective = SupervisedFineTuning(
         turns, config.seq_len, config.rows_per_step, config.epochs, config.seed, tokenizer.pad_id
     )
+    if config.lora:
+        add_adapter(model, config.lora)
     numbers = train(model, objective, config.train, out)
     if launch.rank() == 0:
+        if config.lora:
+            adapter = adapter_tensors(model)
+            save_adapter(adapter, config.lora, out / "adapter")
+            model, _ = load(inputs["base"])  # anew: training has rounded the frozen weights
+            merge(model, adapter, config.lora)
         save(model, tokenizer, out / "model")
     return {"dialogues": len(objective.turns), "left_out": objective.left_out, **numbers}

@@ -25,7 +25,7 @@ from herder.train.data import data_step
 from herder.train.faults import Guard, GuardConfig
 from herder.train.meter import Metrics, matmul_peak
 from herder.train.objective import Objective
-from herder.train.optim import OptimConfig, Optimizer
+from herder.train.optim import OptimConfig, Optimizer, trainable
 from herder.train.outputs import compute
 from herder.train.sinks import open_sinks
 
@@ -198,9 +198,9 @@ class _Run:
         )
 
     def _finish(self) -> None:
-        """Gives the model its fp32 master weights."""
+        """Gives the model its fp32 master weights; frozen ones keep what the compute dtype left of them."""
         self.model.float()
-        self.optimizer.params = list(self.model.parameters())
+        self.optimizer.params = list(trainable(self.model).values())
         self.optimizer.copy_to_model()
         self.model.eval()
 

@@ -47,15 +47,21 @@ class OptimConfig:
         return self.lr_final + (1 - self.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained: those that ask for a gradient."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 class Optimizer:
-    """Master weights, gradient sums and the update for one model. `model` may compute in bf16 or fp32."""
+    """Master weights, gradient sums and the update for the trainable parameters of one model, which may compute in bf16 or
+    fp32. Frozen parameters are cast with it and have no master: who needs them unrounded keeps them elsewhere."""
 
     def __init__(self, model: nn.Module, config: OptimConfig, dtype: torch.dtype):
         self.config = config
-        self.names = [name for name, _ in model.named_parameters()]
-        masters = [p.detach().clone().float() for p in model.parameters()]
+        self.names = list(trainable(model))
+        masters = [p.detach().clone().float() for p in trainable(model).values()]
         model.to(dtype)
-        self.params = list(model.parameters())
+        self.params = list(trainable(model).values())
         self.masters = {name: nn.Parameter(m) for name, m in zip(self.names, masters, strict=True)}
         sizes = [m.numel() for m in masters]
         self.flat = torch.zeros(sum(sizes), dtype=torch.float32, device=masters[0].device)

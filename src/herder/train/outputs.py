@@ -41,7 +41,9 @@ class _TokenLogProbs(torch.autograd.Function):
         h_nd, weight_vd, targets_n, *saved = ctx.saved_tensors
         half = len(saved) // 2
         grad_h = torch.empty_like(h_nd)
-        grad_weight = torch.zeros(weight_vd.shape, dtype=_wide(weight_vd.dtype), device=weight_vd.device)
+        head = ctx.needs_input_grad[1]  # a frozen head is spared a product as large as its forward
+        shape = weight_vd.shape if head else ()
+        grad_weight = torch.zeros(shape, dtype=_wide(weight_vd.dtype), device=weight_vd.device)
         rows = _chunk_rows(h_nd, weight_vd)
         parts = zip(h_nd.split(rows), grad_h.split(rows), targets_n.split(rows), grad_n.split(rows), strict=True)
         for (h, grad, targets, g), chunk, z in zip(parts, saved[:half], saved[half:], strict=True):
@@ -49,8 +51,9 @@ class _TokenLogProbs(torch.autograd.Function):
             wide.scatter_add_(1, targets[:, None], -torch.ones_like(z)[:, None])
             narrow = chunk.copy_(wide.mul_(-g[:, None]))  # the logits are not needed any more
             torch.mm(narrow, weight_vd, out=grad)
-            grad_weight += narrow.T @ h
-        return grad_h, grad_weight.to(weight_vd.dtype), None
+            if head:
+                grad_weight += narrow.T @ h
+        return grad_h, grad_weight.to(weight_vd.dtype) if head else None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
