@@ -7,7 +7,10 @@ a model in memory. Names and shapes are checked against the configuration before
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +18,7 @@ from typing import Protocol
 import torch
 
 from herder.model import Llama, LlamaConfig
+from herder.records import check_replaceable, replace_folder
 from herder.steps import read_json
 from herder.tokenizer import Tokenizer
 from herder.train.checkpoint import checksum
@@ -117,6 +121,32 @@ def verify(folder: Path) -> None:
         path = inside(folder, name)
         if not path.is_file() or checksum(path) != expected:
             raise ValueError(f"{path} is missing or damaged (its checksum differs); make or copy the model again")
+
+
+@contextmanager
+def model_folder(out: Path, marker: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder to write a model to, and its checksums by file: it takes the place of `out` when all is written, or vanishes.
+
+    Files whose checksum the writer has not entered are hashed at the end. Raises ValueError where `out` holds files and no
+    `marker`: that is somebody's folder, not an older model.
+    """
+    check_replaceable(out, marker)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    sums: dict[str, str] = {}
+    try:
+        yield part, sums
+        sums |= {path.name: checksum(path) for path in part.iterdir() if path.name not in sums}
+        write_json(part / CHECKSUMS_FILE, dict(sorted(sums.items())))
+        replace_folder(part, out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, data: dict) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def inside(folder: Path, name: object) -> Path:

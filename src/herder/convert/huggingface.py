@@ -1,86 +1,167 @@
-"""Hugging Face model folders: `config.json`, `model.safetensors`, the tokenizer's files, and checksums beside them."""
+"""Hugging Face model folders: `config.json`, safetensors or old `.bin` files, one or many, the tokenizer's files.
+
+What herder saves is such a folder, with checksums beside the files, which `transformers` reads as it lies. Every field of
+config.json that would make another function of the same weights is checked: a model that is not quite a Llama is refused.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from herder.model import Llama, LlamaConfig, RopeScaling
-from herder.records import check_replaceable, replace_folder
+from herder.convert.checkpoint import (
+    EMBEDDING,
+    HEAD,
+    Checkpoint,
+    check_tensors,
+    check_tokenizer,
+    inside,
+    model_folder,
+    parameter_shapes,
+    same,
+    write_json,
+)
+from herder.convert.tensorfiles import TensorFiles, n_bytes, write_safetensors
+from herder.model import LlamaConfig, RopeScaling
 from herder.steps import read_json
 from herder.tokenizer import Tokenizer
-from herder.train.checkpoint import checksum, save_tensors
+
+SHARD_BYTES = 5 * 10**9
+"""Largest weight file written, as on the hub; a model below it is one file."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where the weights can lie, in the order in which `transformers` looks."""
+_LEFTOVERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+"""Buffers that old checkpoints stored although they follow from the configuration."""
 
 
-def save(model: Llama, tokenizer: Tokenizer, out: Path, format: str = "hf") -> Path:
-    """Writes a model folder, whole or not at all; an older model there is replaced.
+class HuggingFaceCheckpoint(Checkpoint):
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = config_of(read_json(inside(folder, "config.json")), folder / "config.json")
+        weights, files = weight_files(folder)
+        self._files = TensorFiles(files)
+        self._place = {name: path for path, shapes in self._files.shapes.items() for name in shapes}
+        _check_index(weights, self._files)
+        found = {name: self._files.shapes[path][name] for name, path in self._place.items()}
+        found = {name: shape for name, shape in found.items() if not _LEFTOVERS.fullmatch(name)}
+        self._tied_twice = self.config.tie_embeddings and found.get(HEAD) == found.get(EMBEDDING, ())
+        if self._tied_twice:
+            del found[HEAD]
+        self._names = check_tensors(self.config, found, weights)
+        self.dtype = self.stored(max(self._names, key=lambda name: torch.Size(found[name]).numel()))
 
-    Raises ValueError for an unknown format, sizes that do not fit, or a folder that holds something else.
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def stored(self, name: str) -> torch.dtype:
+        return self._files.dtypes[self._place[name]][name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        tensor = self._files.tensor(self._place[name], name)
+        if name == EMBEDDING and self._tied_twice and not same(tensor, self._files.tensor(self._place[HEAD], HEAD)):
+            raise ValueError(
+                f"{self.folder}: config.json ties the head to the embeddings, but {HEAD} is stored and differs from "
+                f"{EMBEDDING}; set tie_word_embeddings to false, or delete {HEAD}"
+            )
+        return tensor
+
+    def tokenizer(self) -> Tokenizer:
+        return check_tokenizer(Tokenizer.load(self.folder), self.config, self.folder)
+
+
+def weight_files(folder: Path) -> tuple[Path, list[Path]]:
+    """The file or index that names the weights of a folder, and the files of tensors."""
+    for name in WEIGHTS:
+        path = folder / name
+        if not path.exists():
+            continue
+        if not name.endswith(".index.json"):
+            return path, [inside(folder, name)]
+        index = read_json(inside(folder, name))
+        places = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(places, dict) or not places:
+            raise ValueError(f"{path} has no weight_map; copy the file again")
+        files = [inside(folder, file) for file in dict.fromkeys(places.values())]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"{file} is missing, {name} names it; copy the file again")
+        return path, files
+    raise ValueError(f"{folder} holds no weights ({', '.join(WEIGHTS)}); copy them there")
+
+
+def _check_index(weights: Path, files: TensorFiles) -> None:
+    """Every tensor in one file, and in the file where the index says it lies."""
+    seen: dict[str, Path] = {}
+    for path, shapes in files.shapes.items():
+        for name in shapes:
+            if name in seen:
+                raise ValueError(f"{path} holds the tensor {name}, and so does {seen[name]}; copy the model again")
+            seen[name] = path
+    if weights.name.endswith(".index.json"):
+        for name, file in read_json(weights)["weight_map"].items():
+            if seen.get(name) != weights.parent / file:
+                raise ValueError(f"{weights.parent / file} lacks the tensor {name}, which {weights.name} places there")
+
+
+def write_hf(
+    checkpoint: Checkpoint, out: Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+) -> Path:
+    """Writes a model folder tensor by tensor, whole or not at all; an older model there is replaced.
+
+    dtype None keeps each tensor's own. Raises ValueError where the folder holds something else.
     """
-    if format != "hf":
-        raise ValueError(f"format {format!r} is not known; the formats are: hf")
-    if tokenizer.n_vocab > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.n_vocab} ids, the model {model.config.vocab_size}; use the one it trained with"
+    tokenizer = check_tokenizer(checkpoint.tokenizer(), checkpoint.config)
+    specs = [(name, shape, dtype or checkpoint.stored(name)) for name, shape in parameter_shapes(checkpoint.config)]
+    with model_folder(out, "config.json") as (part, sums):
+        shards = split(specs, shard_bytes)
+        names = shard_names(len(shards))
+        for file, shard in zip(names, shards, strict=True):
+            sums[file] = write_safetensors(part / file, shard, checkpoint.tensor)
+        if len(shards) > 1:
+            places = {name: file for file, shard in zip(names, shards, strict=True) for name, _, _ in shard}
+            total = sum(n_bytes(shape, kind) for _, shape, kind in specs)
+            write_json(part / WEIGHTS[1], {"metadata": {"total_size": total}, "weight_map": places})
+        write_json(part / "config.json", config_json(checkpoint.config, dtype or checkpoint.dtype, tokenizer))
+        write_json(
+            part / "generation_config.json",
+            {
+                "bos_token_id": tokenizer.bos_id,
+                "eos_token_id": sorted(tokenizer.stop_ids),
+                "pad_token_id": tokenizer.pad_id,
+            },
         )
-    out = Path(out)
-    check_replaceable(out, "config.json")
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_tensors(dict(model.named_parameters()), part / "model.safetensors")
-    (part / "config.json").write_text(
-        json.dumps(_to_config(model.config, next(model.parameters()).dtype, tokenizer), indent=1)
-    )
-    tokenizer.save(part)
-    sums = {p.name: checksum(p) for p in sorted(part.iterdir())}
-    (part / "checksums.json").write_text(json.dumps(sums, indent=1))
-    replace_folder(part, out)
+        tokenizer.save(part)
     return out
 
 
-def load(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Llama, Tokenizer]:
-    """Reads a model folder. Raises ValueError, naming file and tensor, for what is missing, damaged or of another shape."""
-    path = Path(path)
-    if (path / "model" / "config.json").exists():
-        path = path / "model"
-    if (path / "checksums.json").exists():
-        for name, expected in read_json(path / "checksums.json").items():
-            if not (path / name).exists() or checksum(path / name) != expected:
-                raise ValueError(
-                    f"{path / name} is missing or damaged (its checksum differs); make or copy the model again"
-                )
-    config = _from_config(read_json(path / "config.json"), path)
-    try:
-        tensors = load_file(path / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path / 'model.safetensors'} cannot be read ({error}); make or copy the model again"
-        ) from None
-    with torch.device("meta"):
-        model = Llama(config)
-    expected = dict(model.named_parameters())
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
-            raise ValueError(f"{path / 'model.safetensors'} lacks the tensor {name}")
-        if name not in expected:
-            raise ValueError(f"{path / 'model.safetensors'} holds the tensor {name}, which this shape does not have")
-        if tensors[name].shape != expected[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, config.json says {tuple(expected[name].shape)}"
-            raise ValueError(f"{path / 'model.safetensors'}: {name} has shape {shapes}")
-    model = model.to_empty(device="cpu")
-    if config.tie_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.load_state_dict(tensors, strict=False)
-    return model.to(dtype).eval(), Tokenizer.load(path)
+Spec = tuple[str, tuple[int, ...], torch.dtype]
 
 
-def _to_config(config: LlamaConfig, dtype: torch.dtype, tokenizer: Tokenizer) -> dict:
+def split(specs: list[Spec], shard_bytes: int) -> list[list[Spec]]:
+    """Tensors in order, cut into files of at most `shard_bytes`; a larger tensor has a file of its own."""
+    shards: list[list[Spec]] = [[]]
+    used = 0
+    for name, shape, dtype in specs:
+        size = n_bytes(shape, dtype)
+        if shards[-1] and used + size > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append((name, shape, dtype))
+        used += size
+    return shards
+
+
+def shard_names(count: int) -> list[str]:
+    if count == 1:
+        return [WEIGHTS[0]]
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def config_json(config: LlamaConfig, dtype: torch.dtype, tokenizer: Tokenizer) -> dict:
+    """`config.json` of a model: what `transformers` and everything that follows it reads."""
     rope: dict = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:
         s = config.rope_scaling
@@ -109,47 +190,75 @@ def _to_config(config: LlamaConfig, dtype: torch.dtype, tokenizer: Tokenizer) ->
         "attention_bias": False,
         "mlp_bias": False,
         "hidden_act": "silu",
-        "bos_token_id": tokenizer.special["<|begin_of_text|>"],
+        "bos_token_id": tokenizer.bos_id,
         "eos_token_id": sorted(tokenizer.stop_ids),
         "dtype": str(dtype).removeprefix("torch."),
     }
 
 
-def _from_config(data: dict, path: Path) -> LlamaConfig:
-    if data.get("model_type") != "llama":
+_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
+"""Fields of which a Llama has one value; absent ones have it."""
+
+
+def config_of(data: Any, path: Path) -> LlamaConfig:
+    """The shape that a config.json states, in today's fields or in older ones.
+
+    Raises ValueError, naming file and field, for another architecture and for what would make another function of the weights.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is no JSON object; copy the file again")
+    kinds = data.get("architectures") or ["LlamaForCausalLM"]
+    if data.get("model_type") != "llama" or kinds != ["LlamaForCausalLM"]:
+        other = f"of model type {data.get('model_type')!r}, architecture {', '.join(map(str, kinds))}"
+        raise ValueError(f"{path} is {other}; only a Llama (model type 'llama', LlamaForCausalLM) can be loaded")
+    if data.get("quantization_config"):
         raise ValueError(
-            f"{path / 'config.json'} is of model type {data.get('model_type')!r}; only llama can be loaded"
+            f"{path} says the weights are quantized (quantization_config); take the unquantized model, or a GGUF of it"
         )
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    scaling, kind = None, rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"{path / 'config.json'}: rope_type {kind!r} is not known; default and llama3 can be loaded")
-    for name, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if data.get(name, expected) != expected:
-            raise ValueError(f"{path / 'config.json'}: {name} is {data[name]!r}; a Llama has {expected!r}")
+    for name, expected in _FIXED.items():
+        if (found := data.get(name, expected)) != expected:
+            raise ValueError(f"{path}: {name} is {found!r}; a Llama has {expected!r}")
     try:
-        if kind == "llama3":
-            scaling = RopeScaling(
-                rope["factor"],
-                rope["low_freq_factor"],
-                rope["high_freq_factor"],
-                rope["original_max_position_embeddings"],
-            )
+        theta = rope.get("rope_theta", data.get("rope_theta", 10_000.0))
         return LlamaConfig(
-            vocab_size=data["vocab_size"],
-            dim=data["hidden_size"],
-            n_layers=data["num_hidden_layers"],
-            n_heads=data["num_attention_heads"],
-            n_kv_heads=data.get("num_key_value_heads", data["num_attention_heads"]),
-            ffn_dim=data["intermediate_size"],
-            max_seq_len=data["max_position_embeddings"],
-            head_dim=data.get("head_dim") or 0,
-            norm_eps=data["rms_norm_eps"],
-            rope_theta=rope.get("rope_theta", data.get("rope_theta", 10_000.0)),
-            rope_scaling=scaling,
-            tie_embeddings=data.get("tie_word_embeddings", False),
+            vocab_size=whole(data["vocab_size"]),
+            dim=whole(data["hidden_size"]),
+            n_layers=whole(data["num_hidden_layers"]),
+            n_heads=whole(data["num_attention_heads"]),
+            n_kv_heads=whole(data.get("num_key_value_heads") or data["num_attention_heads"]),
+            ffn_dim=whole(data["intermediate_size"]),
+            max_seq_len=whole(data["max_position_embeddings"]),
+            head_dim=whole(data.get("head_dim") or 0),
+            norm_eps=float(data["rms_norm_eps"]),
+            rope_theta=float(theta),
+            rope_scaling=_scaling_of(rope, path),
+            tie_embeddings=bool(data.get("tie_word_embeddings", False)),
         )
     except KeyError as error:
-        raise ValueError(f"{path / 'config.json'} lacks the field {error}") from None
-    except TypeError as error:
-        raise ValueError(f"{path / 'config.json'} holds a value of another type than a Llama's ({error})") from None
+        raise ValueError(f"{path} lacks the field {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds a value of another type than a Llama's ({error})") from None
+    except ZeroDivisionError:
+        raise ValueError(f"{path} holds a zero where a Llama has a size") from None
+
+
+def _scaling_of(rope: dict, path: Path) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"{path}: rope_type {kind!r} is not known; default and llama3 can be loaded")
+    if kind == "default":
+        return None
+    return RopeScaling(
+        float(rope["factor"]),
+        float(rope["low_freq_factor"]),
+        float(rope["high_freq_factor"]),
+        whole(rope["original_max_position_embeddings"]),
+    )
+
+
+def whole(value: Any) -> int:
+    """An integer that a size can be; TypeError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise TypeError(f"{value!r} is no size")
+    return value

@@ -1,0 +1,98 @@
+"""Models in and out of memory, and from one format to another."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from herder.convert.checkpoint import Checkpoint, check_tokenizer, verify
+from herder.convert.formats import WRITERS, format_of, open_checkpoint
+from herder.model import Llama
+from herder.tokenizer import Tokenizer
+
+
+class InMemory(Checkpoint):
+    """A model of ours as a checkpoint, so that saving is converting."""
+
+    def __init__(self, model: Llama, tokenizer: Tokenizer):
+        self.config, self._tokenizer = model.config, tokenizer
+        self._tensors = {name: p.detach() for name, p in model.named_parameters()}
+        self.dtype = next(iter(self._tensors.values())).dtype
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def stored(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+
+def save(model: Llama, tokenizer: Tokenizer, out: str | Path, format: str = "hf", dtype: str | None = None) -> Path:
+    """Writes a model, whole or not at all; an older model there is replaced. `dtype` None keeps the model's.
+
+    Raises ValueError for an unknown format, sizes that do not fit, or a folder that holds something else.
+    """
+    check_tokenizer(tokenizer, model.config)
+    out = Path(out)
+    _writer(format)(InMemory(model, tokenizer), out, dtype)
+    return out
+
+
+def load(source: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Llama, Tokenizer]:
+    """Reads a model, tensor by tensor, from a folder or file, a run, or a name that `resolve` knows.
+
+    Raises ValueError, naming file and tensor, for what is missing, damaged or of another shape.
+    """
+    checkpoint = _opened(Path(source))
+    tokenizer = checkpoint.tokenizer()
+    with torch.device("meta"):
+        model = Llama(checkpoint.config)
+    model = model.to(dtype).to_empty(device="cpu")
+    if checkpoint.config.tie_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(checkpoint.tensor(name))
+    return model.eval(), tokenizer
+
+
+def convert(source: str | Path, out: str | Path, to: str, dtype: str | None = None) -> dict[str, float]:
+    """Writes the model at `source` in the format `to`, streaming: a few tensors are in memory at a time.
+
+    dtype: f32, f16, bf16, for GGUF also q8_0 and q4_0; None keeps what is stored. Returns headline numbers.
+    """
+    write, out, started = _writer(to), Path(out), time.perf_counter()
+    checkpoint = _opened(Path(source))
+    place = format_of(Path(source))[1].resolve()
+    if place == out.resolve() or out.resolve() in place.parents:
+        raise ValueError(f"{out} is where the model is read from; give another place to write to")
+    write(checkpoint, out, dtype)
+    files = [out] if out.is_file() else [p for p in out.rglob("*") if p.is_file()]
+    return {
+        "parameters": checkpoint.config.n_params,
+        "tensors": len(checkpoint.names()),
+        "bytes": sum(p.stat().st_size for p in files),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _writer(format: str):
+    if format not in WRITERS:
+        raise ValueError(f"format {format!r} is not known; the formats are: {', '.join(WRITERS)}")
+    return WRITERS[format]
+
+
+def _opened(path: Path) -> Checkpoint:
+    """The checkpoint, after its checksums."""
+    if found := format_of(path):
+        kind, place = found
+        if kind != "gguf":
+            verify(place)
+    return open_checkpoint(path)
