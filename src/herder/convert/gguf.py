@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from herder.convert.checkpoint import EMBEDDING, HEAD, Checkpoint, check_tensors, check_tokenizer, to_half_split
-from herder.gguf import Gguf, read_gguf
+from herder.gguf import Gguf, TensorInfo, read_gguf
 from herder.model import LlamaConfig, RopeScaling
 from herder.model.rope import inverse_frequencies
 from herder.tokenizer import Tokenizer
@@ -100,7 +101,7 @@ class GgufCheckpoint(Checkpoint):
             raise ValueError(f"{self.path} has no tokenizer; take a GGUF file that holds one")
         return check_tokenizer(Tokenizer.load(self.path), self.config, self.path)
 
-    def _read(self, info) -> torch.Tensor:
+    def _read(self, info: TensorInfo) -> torch.Tensor:
         """The tensor's values in its own dtype (fp32 where it is quantized), rows in the file's order."""
         try:
             raw = np.fromfile(self.path, np.uint8, info.bytes, offset=info.offset)
@@ -121,7 +122,7 @@ class GgufCheckpoint(Checkpoint):
             raise ValueError(f"{self.path}: {info.name} holds values that are not finite; copy the file again")
         return values
 
-    def _rope_factors(self, info) -> torch.Tensor:
+    def _rope_factors(self, info: TensorInfo) -> torch.Tensor:
         if info.type != "F32" or info.shape != (self.config.head_dim // 2,):
             raise ValueError(
                 f"{self.path}: {info.name} is {info.type} of shape {info.shape}; RoPE factors are F32, one for each "
@@ -141,7 +142,7 @@ def gguf_package() -> Any:
 
 def rope_factors(config: LlamaConfig) -> torch.Tensor:
     """(head_dim / 2,) fp32: what each frequency is divided by under the configuration's RoPE scaling."""
-    plain = LlamaConfig(**{**config.__dict__, "rope_scaling": None})
+    plain = replace(config, rope_scaling=None)
     return inverse_frequencies(plain) / inverse_frequencies(config)
 
 
@@ -154,12 +155,12 @@ def _with_scaling(config: LlamaConfig, factors: torch.Tensor, file: Gguf) -> Lla
     if bool((factors == 1).all()):
         return config
     candidates, stated = [], file.metadata.get(SCALING_KEY)
-    if isinstance(stated, list) and len(stated) == 4 and all(isinstance(v, float) and v > 0 for v in stated):
+    if isinstance(stated, list) and len(stated) == 4 and all(isinstance(v, float) and 0 < v < 2**31 for v in stated):
         candidates.append(RopeScaling(*stated[:3], original_max_seq_len=int(stated[3])))
     if math.isfinite(last := float(factors[-1])) and last > 0:
         candidates.append(RopeScaling(factor=last))
     for scaling in candidates:
-        scaled = LlamaConfig(**{**config.__dict__, "rope_scaling": scaling})
+        scaled = replace(config, rope_scaling=scaling)
         if torch.allclose(rope_factors(scaled), factors, rtol=_RELATIVE_ERROR, atol=0):
             return scaled
     raise ValueError(
@@ -193,46 +194,48 @@ def _config(file: Gguf, tied: bool) -> LlamaConfig:
         value = file.metadata.get(f"llama.{key}", default)
         if value is None:
             raise ValueError(f"{file.path} lacks the metadata llama.{key}")
-        right = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-        if not right or value >= 2**31:
+        right = isinstance(value, kind) and not isinstance(value, bool) and 0 < value < 2**31
+        if not right:
             raise ValueError(f"{file.path}: llama.{key} is {_short(value)}; a Llama has one positive number there")
-        return value
+        return float(str(np.float32(value))) if kind is float else value  # 1e-05, not fp32's 9.999999747378752e-06
 
+    vocab_size = _vocab_size(file)
+    if (stated := number("vocab_size", vocab_size)) != vocab_size:
+        raise ValueError(f"{file.path}: llama.vocab_size is {stated}, but token_embd.weight has {vocab_size} rows")
     heads, dim = number("attention.head_count"), number("embedding_length")
     head_dim = number("attention.key_length", max(dim // heads, 1))
     for key in ("attention.value_length", "rope.dimension_count"):
         if (value := number(key, head_dim)) != head_dim:
             raise ValueError(f"{file.path}: llama.{key} is {value}; a Llama of these sizes has {head_dim}")
-    vocab_size = _vocab_size(file, number("vocab_size", 0) if "llama.vocab_size" in file.metadata else None)
+    query = file.tensors.get("blk.0.attn_q.weight")
+    if query is None or query.shape != (heads * head_dim, dim):  # before anything is made by these numbers
+        shape = "missing" if query is None else f"of shape {query.shape}"
+        raise ValueError(f"{file.path}: blk.0.attn_q.weight is {shape}, the metadata says {(heads * head_dim, dim)}")
+    sizes = {
+        "n_layers": number("block_count"),
+        "n_kv_heads": number("attention.head_count_kv", heads),
+        "ffn_dim": number("feed_forward_length"),
+        "max_seq_len": number("context_length"),
+        "norm_eps": number("attention.layer_norm_rms_epsilon", kind=float),
+        "rope_theta": number("rope.freq_base", 10_000.0, kind=float),
+    }
     try:
-        return LlamaConfig(
-            vocab_size=vocab_size,
-            dim=dim,
-            n_layers=number("block_count"),
-            n_heads=heads,
-            n_kv_heads=number("attention.head_count_kv", heads),
-            ffn_dim=number("feed_forward_length"),
-            max_seq_len=number("context_length"),
-            head_dim=head_dim,
-            norm_eps=number("attention.layer_norm_rms_epsilon", kind=float),
-            rope_theta=number("rope.freq_base", 10_000.0, kind=float),
-            tie_embeddings=tied,
-        )
+        return LlamaConfig(vocab_size, dim, n_heads=heads, head_dim=head_dim, tie_embeddings=tied, **sizes)
     except ValueError as error:
-        raise ValueError(str(error) if str(file.path) in str(error) else f"{file.path}: {error}") from None
+        raise ValueError(f"{file.path}: {error}") from None
 
 
-def _vocab_size(file: Gguf, stated: int | None) -> int:
-    """Rows of the embeddings, which the metadata and the list of tokens must both allow."""
-    embedding, tokens = file.tensors.get("token_embd.weight"), file.metadata.get("tokenizer.ggml.tokens")
+def _vocab_size(file: Gguf) -> int:
+    """Rows of the embeddings, which the list of tokens must fit."""
+    embedding, tokens = file.tensors.get("token_embd.weight"), file.metadata.get("tokenizer.ggml.tokens", [])
     if embedding is None or len(embedding.shape) != 2:
-        raise ValueError(f"{file.path} lacks the tensor token_embd.weight, or it is no matrix; copy the file again")
-    for count, what in ((stated, "llama.vocab_size"), (len(tokens) if isinstance(tokens, list) else None, "tokens")):
-        if count is not None and count > embedding.shape[0]:
-            raise ValueError(
-                f"{file.path} holds embeddings of {embedding.shape[0]} tokens, but its metadata {what} count {count}; "
-                "tokenizer and weights are of different models"
-            )
+        raise ValueError(f"{file.path} lacks the matrix token_embd.weight; copy the file again")
+    if not isinstance(tokens, list) or len(tokens) > embedding.shape[0]:
+        count = len(tokens) if isinstance(tokens, list) else _short(tokens)
+        raise ValueError(
+            f"{file.path} holds embeddings of {embedding.shape[0]} tokens but a tokenizer of {count}; "
+            "they are of different models"
+        )
     return embedding.shape[0]
 
 
