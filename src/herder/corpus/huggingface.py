@@ -58,6 +58,10 @@ class HuggingFaceSource:
         row = {"path": f"hf:{self.dataset}", "subset": self.subset, "split": self.split, "revision": self.revision}
         return [row | {"part": part}] if part else [row]
 
+    def rows(self) -> Iterator[dict]:
+        """The rows as the data set has them, for who wants more than text (dialogues)."""
+        return (dict(row) for row in self._stream())
+
     def _stream(self) -> Any:
         load_dataset = require("datasets", "hf").load_dataset
         try:
