@@ -24,6 +24,7 @@ from herder.tokenizer import Tokenizer
 from herder.train.checkpoint import checksum
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 CHECKSUMS_FILE = "checksums.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COMPARED_ROWS = 4096
@@ -103,6 +104,15 @@ def check_tokenizer(tokenizer: Tokenizer, config: LlamaConfig, where: Path | str
     return tokenizer
 
 
+def read_tokenizer(folder: Path, config: LlamaConfig) -> Tokenizer:
+    """The tokenizer that lies beside the weights. Raises ValueError where there is none, or one with more ids than the model."""
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{folder} has no tokenizer ({' or '.join(TOKENIZER_FILES)}); copy the files of the model's publisher there"
+        )
+    return check_tokenizer(Tokenizer.load(folder), config, folder)
+
+
 def check_dtype(name: str, dtype: object, where: Path) -> None:
     if dtype not in FLOATS:
         kind = str(dtype).removeprefix("torch.")
@@ -165,6 +175,13 @@ def inside(folder: Path, name: object) -> Path:
     if not any(path.resolve().is_relative_to(place) for place in allowed):
         raise ValueError(f"{path} is a link to a file outside of its folder; copy the file itself there")
     return path
+
+
+def whole(value: object) -> int:
+    """An integer that a size can be; TypeError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise TypeError(f"{value!r} is no size")
+    return value
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

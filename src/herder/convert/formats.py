@@ -7,6 +7,7 @@ from pathlib import Path
 
 from herder.convert.checkpoint import Checkpoint
 from herder.convert.huggingface import WEIGHTS, HuggingFaceCheckpoint, write_hf
+from herder.convert.meta import MetaCheckpoint, write_meta
 from herder.convert.tensorfiles import float_type
 
 
@@ -18,6 +19,7 @@ def _write_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> object:
 
 WRITERS: dict[str, Callable[[Checkpoint, Path, str | None], object]] = {
     "hf": lambda checkpoint, out, dtype: write_hf(checkpoint, out, float_type(dtype)),
+    "meta": lambda checkpoint, out, dtype: write_meta(checkpoint, out, float_type(dtype)),
     "gguf": _write_gguf,
 }
 """By format: (checkpoint, out, dtype's name or None for as stored) -> anything; writes `out` whole or not at all."""
@@ -60,4 +62,4 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         from herder.convert.gguf import GgufCheckpoint
 
         return GgufCheckpoint(place)
-    return HuggingFaceCheckpoint(place)
+    return MetaCheckpoint(place) if kind == "meta" else HuggingFaceCheckpoint(place)

@@ -21,7 +21,9 @@ from herder.convert.checkpoint import (
     inside,
     model_folder,
     parameter_shapes,
+    read_tokenizer,
     same,
+    whole,
     write_json,
 )
 from herder.convert.tensorfiles import TensorFiles, n_bytes, write_safetensors
@@ -69,7 +71,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         return tensor
 
     def tokenizer(self) -> Tokenizer:
-        return check_tokenizer(Tokenizer.load(self.folder), self.config, self.folder)
+        return read_tokenizer(self.folder, self.config)
 
 
 def weight_files(folder: Path) -> tuple[Path, list[Path]]:
@@ -255,10 +257,3 @@ def _scaling_of(rope: dict, path: Path) -> RopeScaling | None:
         float(rope["high_freq_factor"]),
         whole(rope["original_max_position_embeddings"]),
     )
-
-
-def whole(value: Any) -> int:
-    """An integer that a size can be; TypeError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise TypeError(f"{value!r} is no size")
-    return value
