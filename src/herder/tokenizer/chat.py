@@ -1,59 +1,45 @@
 """Dialogues to ids and replies back to messages (paper sections 3.2, 4.1 and 4.3.5), by named dialect.
 
-There is no single "Llama 3 format": dialects differ in ids and in bytes, so each has a name and one row in `DIALECTS`.
 The one design decision: ids are built from ids. Every content is encoded by its own call that cannot yield a control
-id, and replies are parsed from ids, so text that spells a control token stays text in both directions.
+id, and replies are parsed from ids, so text that spells a control token stays text in both directions. What differs
+between dialects stands in `dialects.py`, how calls are written in `calls.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from herder.records import Dialogue, Message
 from herder.tokenizer.bpe import Tokenizer
-
-BUILTIN_SEARCH = ("brave_search", "wolfram_alpha")
-CODE_INTERPRETER = "code_interpreter"
-ENVIRONMENT = "Environment: ipython"
+from herder.tokenizer.calls import (
+    BUILTIN_SEARCH,
+    BUILTINS,
+    CODE_INTERPRETER,
+    FORMS,
+    Call,
+    dump,
+    json_object,
+    read_builtin,
+    write_builtin,
+)
+from herder.tokenizer.dialects import (
+    CUTOFF,
+    DIALECTS,
+    ENVIRONMENT,
+    HF_DATE,
+    Tools,
+    announcement,
+    functions_note,
+)
 
 END_OF_TURN, END_OF_MESSAGE, OUT_OF_TOKENS = "end_of_turn", "end_of_message", "out_of_tokens"
 """Stop reasons of an assistant message: the turn is over, it goes on after a tool has run, or the limit was hit."""
-
-_SEARCH_CALL = re.compile(rf'({"|".join(BUILTIN_SEARCH)})\.call\(query=("(?:[^"\\]|\\.)*")\)', re.DOTALL)
-_FUNCTIONS_NOTE = (
-    "You may call these functions. To call one, reply with nothing but a JSON object of the form "
-    '{"type": "function", "name": NAME, "parameters": {ARGUMENT: VALUE}}. Answer directly where none of them helps.\n\n'
-)
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """One chat format. `headers` maps a message's role to the role that is written; `stops` are the ends of a reply."""
-
-    name: str
-    headers: dict[str, str]
-    stops: tuple[str, ...]
-    calls: bool
-
-
-_PEOPLE = {"system": "system", "user": "user", "assistant": "assistant"}
-DIALECTS = {
-    d.name: d
-    for d in (
-        Dialect("llama3", _PEOPLE, ("<|end_of_text|>", "<|eot_id|>"), calls=False),
-        Dialect(
-            "llama3.1",
-            _PEOPLE | {"tool": "ipython", "ipython": "ipython"},
-            ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
-            calls=True,
-        ),
-    )
-}
 
 
 class RoleSpan(NamedTuple):
@@ -78,232 +64,471 @@ class Turn:
     spans: list[RoleSpan]
 
 
-class ChatFormat:
-    """Encodes and parses dialogues in one dialect. Raises ValueError for a dialect that is not built."""
+class _Row(NamedTuple):
+    """A message to be written: its index (-1 for the format's own), and the format's text before its content."""
 
-    def __init__(self, tokenizer: Tokenizer, dialect: str = "llama3.1"):
-        if dialect not in DIALECTS:
-            raise ValueError(f"dialect {dialect!r} is unknown; choose one of {', '.join(DIALECTS)}")
-        self.tokenizer, self.dialect = tokenizer, DIALECTS[dialect]
-        names = {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", *self.dialect.stops}
-        names |= {"<|python_tag|>"} if self.dialect.calls else set()
-        missing = sorted(names - tokenizer.special.keys())
-        if missing:
-            raise ValueError(
-                f"dialect {dialect} needs the special token {missing[0]}, which the tokenizer does not have"
-            )
-        self.stop_ids = frozenset(tokenizer.special[name] for name in self.dialect.stops)
-        self._newlines = tokenizer.encode("\n\n")
+    index: int
+    message: Message
+    before: str = ""
+
+
+class ChatFormat:
+    """Encodes and parses dialogues in one dialect.
+
+    `dialect` None takes the one that the tokenizer's special tokens call for. `calls` names the form in which custom
+    calls are written ("json", "function_tag", "python_list", "tool_call": the dialect's first where None); all forms of
+    the dialect are read. `date` ("26 Jul 2024") puts the lines of the end of knowledge (`cutoff`) and of today's date
+    before the system message; hf-llama3.1 always has them. Raises ValueError for what a dialect or tokenizer lacks.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        dialect: str | None = None,
+        *,
+        calls: str | None = None,
+        date: str | None = None,
+        cutoff: str = CUTOFF,
+    ):
+        name = dialect if dialect is not None else getattr(tokenizer, "dialect", "llama3.1")
+        if name not in DIALECTS:
+            raise ValueError(f"dialect {name!r} is unknown; choose one of {', '.join(DIALECTS)}")
+        self.tokenizer, self.dialect = tokenizer, DIALECTS[name]
+        for token in self.dialect.control:
+            if token not in tokenizer.special:
+                raise ValueError(f"dialect {name} needs the special token {token}, which the tokenizer does not have")
+        if calls is not None and calls not in self.dialect.forms:
+            forms = f"its forms are {', '.join(self.dialect.forms)}" if self.dialect.forms else "it has no calls"
+            raise ValueError(f"dialect {name} does not write calls as {calls!r}; {forms}")
+        if date is not None and self.dialect.dates == "no":
+            raise ValueError(f"dialect {name} has no date lines; leave `date` out")
+        self.form = calls or (self.dialect.forms[0] if self.dialect.forms else None)
+        self.date, self.cutoff = date or (HF_DATE if self.dialect.dates == "must" else None), cutoff
+        self.stop_ids = frozenset(tokenizer.special[token] for token in self.dialect.stops)
+        self._headers = {role: self._header(role) for role in dict.fromkeys(self.dialect.headers.values())}
+        self._after_end = tokenizer.encode(self.dialect.after_end)
 
     def encode(
         self,
         messages: Iterable[Message] | Dialogue,
         tools: list[dict] | None = None,
         add_generation_prompt: bool = False,
+        continue_last: bool = False,
     ) -> Turn:
-        """Ids, loss mask and spans of a dialogue; `add_generation_prompt` opens the assistant's next message.
+        """Ids, loss mask and spans of a dialogue.
 
-        `tools` are OpenAI-style: {"type": "function", "function": {...}}, or {"type": T} with T one of
-        code_interpreter, brave_search, wolfram_alpha. Built-in tools are announced in the system message, functions in
-        a user message before the first one (Llama 3.1). Raises ValueError, naming the message, for a role, content or
-        call that the dialect lacks. A `Dialogue` brings its own tools unless others are given.
+        `add_generation_prompt` opens a new assistant message, whatever stands before it; `continue_last` instead leaves
+        the last message, which must be the assistant's text, without its end, to be continued. `tools` are
+        OpenAI-style: {"type": "function", "function": {...}}, or {"type": T} with T one of code_interpreter,
+        brave_search, wolfram_alpha; a system message that begins with "Environment: ipython" announces built-in tools
+        itself and is left as it is. Results answer calls in the order of the calls; a `tool_call_id` that says otherwise
+        is refused. Raises ValueError, naming the message, for a role, content or call that the dialect lacks. A
+        `Dialogue` brings its own tools unless others are given.
         """
         if isinstance(messages, Dialogue):
             messages, tools = messages.messages, messages.tools if tools is None else tools
-        turn = Turn([self.tokenizer.special["<|begin_of_text|>"]], [0], [])
-        rows = self._with_tools([*enumerate(messages)], *self._sort_tools(tools))
-        first = rows[0][1] if rows else {}
-        environment = first.get("role") == "system" and str(first.get("content")).startswith(ENVIRONMENT)
-        for index, message in rows:
-            role = self._header(message, index)
-            if role == "assistant":
-                self._add_assistant(turn, message, index, environment)
-            else:
-                self._add(turn, role, self._content(message, index), index)
+        messages, tools = _checked(messages), Tools.sort(tools, self.dialect)
+        if continue_last:
+            self._check_continuable(messages[-1], add_generation_prompt)
+        turn = Turn([], [], [])
+        if self.dialect.begin:
+            self._put(turn, [self.tokenizer.special[self.dialect.begin]])
+        environment = self._environment(messages, tools)
+        for row in self._rows(messages, tools):
+            role = self._role(row.message, row.index)
+            texts, tag, eom = self._body(row, tools, environment)
+            self._add(turn, role, [row.before, *texts], row.index, tag, eom)
+        if continue_last:
+            self._reopen(turn)
         if add_generation_prompt:
             start = len(turn.ids)
-            self._open(turn, "assistant")
+            self._put(turn, self._headers["assistant"])
             turn.spans.append(RoleSpan("assistant", start, len(turn.ids), len(turn.ids), -1))
         return turn
 
-    def parse(self, ids: Iterable[int], tools: list[dict] | None = None) -> Message:
+    def parse(self, ids: Iterable[int], tools: list[dict] | None = None, prompt: Sequence[int] = ()) -> Message:
         """The message that generated ids hold: content, `tool_calls` where there are any, and `stop_reason`.
 
         Ids after the first stop id are not read. A call is recognised by the id of python_tag at position 0, or,
-        without it, as a JSON call of a function declared in `tools`; anything else is text, whatever it spells.
+        without it, as a well-formed call of a function declared in `tools`; where `tools` are given, a call of anything
+        else is text, whatever it spells. The ids of calls are a digest of `prompt` (the ids before the reply) and
+        reply: the same in every run, and distinct within a dialogue where the prompt is given.
         """
-        ids, stop_reason = list(ids), OUT_OF_TOKENS
-        for position, i in enumerate(ids):
-            if i in self.stop_ids:
-                eom = i == self.tokenizer.special.get("<|eom_id|>")
-                ids, stop_reason = ids[:position], END_OF_MESSAGE if eom else END_OF_TURN
-                break
-        tagged = self.dialect.calls and bool(ids) and ids[0] == self.tokenizer.special["<|python_tag|>"]
-        text = self.tokenizer.decode(ids, special=False)
-        declared = {f["name"] for f in self._sort_tools(tools)[1]} if tools and self.dialect.calls else set()
-        call = _read_call(text, tagged, declared if tools is not None else None)
-        if call is None:
-            return {"role": "assistant", "content": text, "stop_reason": stop_reason}
-        digest = hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest()
-        calls = [{"id": f"call_{digest}", "type": "function", "function": call}]
-        return {"role": "assistant", "content": "", "tool_calls": calls, "stop_reason": stop_reason}
+        known = Tools.sort(tools, self.dialect).names if tools is not None else None
+        return self._message(list(ids), known, _Digest(prompt))
 
-    def _header(self, message: Message, index: int) -> str:
+    def parse_dialogue(self, ids: Sequence[int], tools: list[dict] | None = None) -> list[Message]:
+        """The messages of an encoded dialogue; what the format added for `tools` and dates is taken out again.
+
+        Results get the ids of the calls they answer, in order. A generation prompt at the end is no message; an
+        assistant message without an end is one, with stop reason "out_of_tokens". A context comes back as part of its
+        message's content. Raises ValueError, naming the position, where ids are not a dialogue of this dialect.
+        """
+        ids, messages, waiting, before = list(ids), [], [], _Digest()
+        known = Tools.sort(tools, self.dialect).names if tools is not None else None
+        for role, start, end in self._scan(ids):
+            before.extend_to(ids, start)
+            if role == "assistant":
+                message = self._message(ids[start:end], known, before)
+                waiting = [call["id"] for call in message.get("tool_calls", ())]
+            else:
+                message = {"role": role, "content": self.tokenizer.decode(ids[start : end - 1], special=False)}
+            if role == "tool":
+                message["content"] = self._unquoted(message["content"])
+                if waiting:
+                    message["tool_call_id"] = waiting.pop(0)
+            messages.append(message)
+        return self._without_announcements(messages, Tools.sort(tools, self.dialect))
+
+    # Writing
+
+    def _header(self, role: str) -> list[int]:
+        special, dialect = self.tokenizer.special, self.dialect
+        close = [special[dialect.close]] if dialect.close else []
+        encode = self.tokenizer.encode
+        return [special[dialect.open], *encode(role), *close, *encode(dialect.after_role)]
+
+    def _role(self, message: Message, index: int) -> str:
         role = message.get("role")
-        if role not in self.dialect.headers:
+        if not isinstance(role, str) or role not in self.dialect.headers:
             valid = ", ".join(self.dialect.headers)
             raise ValueError(f"message {index} has role {role!r}; dialect {self.dialect.name} knows {valid}")
         return self.dialect.headers[role]
 
-    def _content(self, message: Message, index: int) -> str:
-        content = message.get("content")
-        if not isinstance(content, str):
-            kind = type(content).__name__
-            raise ValueError(f"message {index} ({message['role']}) has content of type {kind}; give a string")
-        return content
+    def _environment(self, messages: list[Message], tools: Tools) -> bool:
+        """Whether the dialogue takes place in an ipython environment."""
+        if self.dialect.hugging_face or tools.builtins:
+            return bool(tools.builtins)
+        return self.dialect.builtins and messages[0].get("role") == "system" and _announces(self._texts(messages[0], 0))
 
-    def _sort_tools(self, tools: list[dict] | None) -> tuple[list[str], list[dict]]:
-        """Splits tool definitions into names of built-in tools and the function objects."""
-        if tools and not self.dialect.calls:
-            raise ValueError(f"dialect {self.dialect.name} has no tools; use llama3.1")
-        builtins, functions = [], []
-        for index, tool in enumerate(tools or ()):
-            kind, function = tool.get("type"), tool.get("function")
-            if kind in (CODE_INTERPRETER, *BUILTIN_SEARCH):
-                builtins.append(kind)
-            elif kind == "function" and isinstance(function, dict) and isinstance(function.get("name"), str):
-                functions.append(function)
-            else:
-                valid = ", ".join((CODE_INTERPRETER, *BUILTIN_SEARCH))
-                raise ValueError(
-                    f'tool {index} is neither {{"type": "function", "function": {{"name": ...}}}} '
-                    f"nor of one of the built-in types {valid}"
-                )
-        return builtins, functions
-
-    def _with_tools(
-        self, rows: list[tuple[int, Message]], builtins: list[str], functions: list[dict]
-    ) -> list[tuple[int, Message]]:
-        """The (index, message) rows with the tools written into them; rows that are added have index -1."""
-        if builtins:
-            listed = [name for name in builtins if name != CODE_INTERPRETER]
-            # The code interpreter is on by the environment alone; it is never listed.
-            lines = ENVIRONMENT + (f"\nTools: {', '.join(listed)}" if listed else "")
-            if not rows or rows[0][1].get("role") != "system":
-                rows = [(-1, {"role": "system", "content": lines}), *rows]
-            elif not (body := self._content(rows[0][1], 0)).startswith(ENVIRONMENT):
-                rows = [(0, {"role": "system", "content": f"{lines}\n\n{body}" if body else lines}), *rows[1:]]
-        if functions:
-            place = next((i for i, (_, message) in enumerate(rows) if message.get("role") == "user"), None)
-            if place is None:
+    def _rows(self, messages: list[Message], tools: Tools) -> Iterator[_Row]:
+        """The messages, with tools and dates written before them, or as messages of their own (index -1)."""
+        rows = [_Row(index, message) for index, message in enumerate(messages)]
+        opening = self._opening(tools, messages)
+        if messages[0].get("role") == "system":
+            yield _Row(0, rows.pop(0).message, f"{opening}\n\n" if opening else "")
+        elif opening:
+            yield _Row(-1, {"role": "system", "content": opening + "\n\n" * self.dialect.hugging_face})
+        note = self._note(tools)
+        if note:
+            place = next((at for at, row in enumerate(rows) if row.message.get("role") == "user"), None)
+            if place is None or (place > 0 and self.dialect.hugging_face):
                 raise ValueError("tools are defined but there is no user message that they could stand before; add one")
-            note = _FUNCTIONS_NOTE + "\n".join(map(_dump, functions))
-            rows = [*rows[:place], (-1, {"role": "user", "content": note}), *rows[place:]]
-        return rows
+            if self.dialect.functions_in == "question":
+                rows[place] = rows[place]._replace(before=note)
+            else:
+                rows.insert(place, _Row(-1, {"role": "user", "content": note}))
+        yield from rows
 
-    def _open(self, turn: Turn, role: str) -> None:
-        special, encode = self.tokenizer.special, self.tokenizer.encode
-        turn.ids += [special["<|start_header_id|>"], *encode(role), special["<|end_header_id|>"], *self._newlines]
-        turn.loss_mask += [0] * (len(turn.ids) - len(turn.loss_mask))
+    def _opening(self, tools: Tools, messages: Sequence[Message] = ()) -> str:
+        """What stands before the system message, without the blank line between the two."""
+        own = messages and messages[0].get("role") == "system" and _announces(self._texts(messages[0], 0))
+        parts = []
+        if not own or self.dialect.hugging_face:
+            functions = bool(tools.functions)
+            parts.append(announcement(self.dialect, tools.builtins, self.date, self.cutoff, functions))
+        if tools.functions and self.dialect.functions_in == "system":
+            parts.append(functions_note(self.dialect, tools.functions, self.form))
+        return "\n\n".join(filter(None, parts))
 
-    def _add(self, turn: Turn, role: str, text: str, index: int, tag: bool = False, end: str = "<|eot_id|>") -> None:
-        special, start = self.tokenizer.special, len(turn.ids)
-        self._open(turn, role)
-        content = len(turn.ids)
-        turn.ids += [special["<|python_tag|>"]] * tag + self.tokenizer.encode(text) + [special[end]]
-        turn.loss_mask += [int(role == "assistant")] * (len(turn.ids) - content)
-        turn.spans.append(RoleSpan(role, start, content, len(turn.ids), index))
+    def _note(self, tools: Tools) -> str:
+        """What declares functions in a user message."""
+        wanted = tools.functions and self.dialect.functions_in != "system"
+        return functions_note(self.dialect, tools.functions, self.form) if wanted else ""
 
-    def _add_assistant(self, turn: Turn, message: Message, index: int, environment: bool) -> None:
-        calls = message.get("tool_calls") or []
+    def _body(self, row: _Row, tools: Tools, environment: bool) -> tuple[list[str], bool, bool]:
+        """The texts of a message, each to be encoded alone, whether python_tag comes first, and whether eom ends it."""
+        index, message = row.index, row.message
+        if index < 0:
+            return [message["content"]], False, False
+        if message["role"] != "assistant":
+            texts = self._texts(message, index)
+            return [dump("".join(texts))] if self._quotes(message) else self._trimmed(texts), False, False
+        calls = _calls(message, index)
+        eom = message.get("stop_reason") == END_OF_MESSAGE and self.dialect.end_of_message is not None
         if not calls:
-            eom = self.dialect.calls and message.get("stop_reason") == END_OF_MESSAGE
-            end = "<|eom_id|>" if eom else "<|eot_id|>"
-            self._add(turn, "assistant", self._content(message, index), index, end=end)
-            return
-        if not self.dialect.calls:
-            raise ValueError(
-                f"message {index} calls a tool; dialect {self.dialect.name} has no tool calls, use llama3.1"
-            )
-        if len(calls) > 1:
-            raise ValueError(
-                f"message {index} makes {len(calls)} calls; dialect {self.dialect.name} writes one call a message, "
-                "give each call its own message"
-            )
-        if message.get("content"):
-            raise ValueError(
-                f"message {index} has text beside its tool call; dialect {self.dialect.name} has no place for it"
-            )
-        text, builtin = _write_call(calls[0], index)
-        tag = builtin or environment
-        self._add(turn, "assistant", text, index, tag, "<|eom_id|>" if tag else "<|eot_id|>")
+            return self._trimmed(self._texts(message, index)), False, eom
+        beside = self._texts(message, index) if message.get("content") else []
+        text, tag, ends = self._written(calls, index, environment, tools, any(beside))
+        if "stop_reason" not in message:
+            eom = ends
+        return ["".join(beside) + "\n" + text if any(beside) else text], tag, eom
 
+    def _written(
+        self, calls: list[Call], index: int, environment: bool, tools: Tools, beside: bool
+    ) -> tuple[str, bool, bool]:
+        """The text of a message's calls, whether python_tag begins it and whether eom ends it by default."""
+        name = self.dialect.name
+        if self.form is None:
+            raise ValueError(f"message {index} calls a tool; dialect {name} has no tool calls, use llama3.1")
+        form, first = FORMS[self.form], calls[0]
+        builtin = next((c for c in calls if c.name in self._builtins(tools)), None)
+        if len(calls) > 1 and (builtin or not form.parallel):
+            raise ValueError(
+                f"message {index} makes {len(calls)} calls; dialect {name} writes one call a message"
+                f"{' where a built-in tool is called' if form.parallel else ''}, give each call its own message"
+            )
+        if beside and not form.beside:
+            raise ValueError(f"message {index} has text beside its tool call; dialect {name} has no place for it")
+        if builtin:
+            return self._builtin(first, index), True, True
+        try:
+            text = form.write(calls)
+        except ValueError as error:
+            raise ValueError(f"message {index} calls {first.name}: {error}") from None
+        tag = form.tagged and environment
+        return text, tag, tag or (environment and self.dialect.hugging_face)
 
-def _write_call(call: dict, index: int) -> tuple[str, bool]:
-    """The text of one call, and whether it is a built-in one (which python_tag always introduces)."""
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ValueError(f'message {index} has a tool call without {{"function": {{"name": ..., "arguments": ...}}}}')
-    name, arguments = function["name"], function.get("arguments", "{}")
-    parameters = _json_object(arguments)
-    if parameters is None:
-        raise ValueError(
-            f"message {index} calls {name} with arguments that are not a JSON object: {str(arguments)[:80]!r}"
-        )
-    if name in BUILTIN_SEARCH and parameters.keys() == {"query"} and isinstance(parameters["query"], str):
-        return f"{name}.call(query={_dump(parameters['query'])})", True
-    if name == CODE_INTERPRETER and parameters.keys() == {"code"} and isinstance(parameters["code"], str):
-        code = parameters["code"]
-        if _read_call(code, tagged=True, declared=None)["name"] != CODE_INTERPRETER:
+    def _builtins(self, tools: Tools) -> tuple[str, ...]:
+        """Names that mean a built-in tool here; the published template knows only those that are switched on."""
+        if self.dialect.hugging_face:
+            return tools.builtins
+        return BUILTINS if self.dialect.builtins else ()
+
+    def _builtin(self, call: Call, index: int) -> str:
+        name, arguments = call
+        if self.dialect.hugging_face:
+            if not arguments or not all(
+                isinstance(value, str) and key.isidentifier() for key, value in arguments.items()
+            ):
+                raise ValueError(f"message {index} calls {name} with arguments that are not all text with plain names")
+            return write_builtin(call)
+        key = "code" if name == CODE_INTERPRETER else "query"
+        if arguments.keys() != {key} or not isinstance(arguments[key], str):
+            raise ValueError(f'message {index} calls {name} with other arguments than {{"{key}": TEXT}}')
+        if name in BUILTIN_SEARCH:
+            return write_builtin(call)
+        if self._read(arguments[key], True, None)[1][0].name != CODE_INTERPRETER:
             raise ValueError(
                 f"message {index} runs code that spells another tool's call and would be read as that call"
             )
-        return code, True
-    if name in (CODE_INTERPRETER, *BUILTIN_SEARCH):
-        key = "code" if name == CODE_INTERPRETER else "query"
-        raise ValueError(f'message {index} calls {name} with other arguments than {{"{key}": TEXT}}')
-    return _dump({"type": "function", "name": name, "parameters": parameters}), False
+        return arguments[key]
+
+    def _texts(self, message: Message, index: int) -> list[str]:
+        """The pieces of a message's content, as they were given, and its context behind a blank line."""
+        content, role = message.get("content"), message.get("role")
+        pieces = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        texts = []
+        for piece in pieces:
+            if isinstance(piece, dict) and piece.get("type") == "text" and isinstance(piece.get("text"), str):
+                texts.append(piece["text"])
+            elif isinstance(content, list):
+                kind = piece.get("type") if isinstance(piece, dict) else type(piece).__name__
+                raise ValueError(
+                    f"message {index} ({role}) has a part of type {str(kind)[:80]!r}; give text parts only"
+                )
+            else:
+                kind = type(content).__name__
+                raise ValueError(f"message {index} ({role}) has content of type {kind}; give a string")
+        context = message.get("context")
+        if context is None:
+            return texts
+        if role != "user" or not isinstance(context, str):
+            raise ValueError(f"message {index} ({role}) has a context; it must be text, and stand in a user message")
+        return [*texts, "\n\n", context]
+
+    def _trimmed(self, texts: list[str]) -> list[str]:
+        return ["".join(texts).strip()] if self.dialect.hugging_face else texts
+
+    def _quotes(self, message: Message) -> bool:
+        return self.dialect.hugging_face and self.dialect.headers[message["role"]] == "ipython"
+
+    def _unquoted(self, content: str) -> str:
+        if self.dialect.hugging_face:
+            try:
+                value = json.loads(content)
+            except (ValueError, RecursionError):
+                return content
+            return value if isinstance(value, str) else content
+        return content
+
+    def _put(self, turn: Turn, ids: list[int], loss: bool = False) -> None:
+        turn.ids += ids
+        turn.loss_mask += [int(loss)] * len(ids)
+
+    def _add(self, turn: Turn, role: str, texts: list[str], index: int, tag: bool, eom: bool) -> None:
+        special, dialect, start = self.tokenizer.special, self.dialect, len(turn.ids)
+        self._put(turn, self._headers[role])
+        content = len(turn.ids)
+        ids = [special[dialect.tag]] if tag else []
+        for text in filter(None, texts):
+            ids += self.tokenizer.encode(text)
+        ids.append(special[dialect.end_of_message if eom else dialect.end])
+        self._put(turn, ids, loss=role == "assistant")
+        turn.spans.append(RoleSpan(role, start, content, len(turn.ids), index))
+        self._put(turn, self._after_end)
+
+    def _check_continuable(self, last: Message, add_generation_prompt: bool) -> None:
+        if add_generation_prompt:
+            raise ValueError("continue_last and add_generation_prompt exclude each other; choose one")
+        if last.get("role") != "assistant" or last.get("tool_calls"):
+            raise ValueError("continue_last needs a last message that is the assistant's text; leave it out")
+
+    def _reopen(self, turn: Turn) -> None:
+        """Takes the end of the last message back."""
+        end = turn.spans[-1].end - 1
+        del turn.ids[end:], turn.loss_mask[end:]
+        turn.spans[-1] = turn.spans[-1]._replace(end=end)
+
+    # Reading
+
+    def _message(self, ids: list[int], known: frozenset[str] | None, before: _Digest) -> Message:
+        """The message of a reply's ids, up to its first stop id."""
+        stop_reason, special = OUT_OF_TOKENS, self.tokenizer.special
+        end = next((at for at, i in enumerate(ids) if i in self.stop_ids), None)
+        if end is not None:
+            eom = ids[end] == special.get(self.dialect.end_of_message)
+            ids, stop_reason = ids[:end], END_OF_MESSAGE if eom else END_OF_TURN
+        tagged = self.dialect.tag is not None and ids[:1] == [special[self.dialect.tag]]
+        content, calls = self._read(self.tokenizer.decode(ids, special=False), tagged, known)
+        message: Message = {"role": "assistant", "content": content}
+        if calls:
+            digest = before.of(ids)
+            message["tool_calls"] = [
+                {
+                    "id": f"call_{digest}_{number}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": dump(call.arguments)},
+                }
+                for number, call in enumerate(calls)
+            ]
+        message["stop_reason"] = stop_reason
+        return message
+
+    def _read(self, text: str, tagged: bool, known: frozenset[str] | None) -> tuple[str, list[Call]]:
+        """The content and the calls of a reply's text. `known` holds the declared names, None where they are unknown."""
+
+        def is_known(name: str) -> bool:
+            return tagged if known is None else name in known
+
+        forms = self.dialect.forms if tagged or known else ()
+        if tagged:
+            forms = tuple(name for name in forms if name != "function_tag")
+            names = BUILTINS if self.dialect.hugging_face else BUILTIN_SEARCH
+            call = read_builtin(text, names)
+            if call is not None and is_known(call.name):
+                return "", [call]
+        for name in forms:
+            found = FORMS[name].read(text, is_known)
+            if found is not None:
+                return found
+        if tagged and is_known(CODE_INTERPRETER):
+            return "", [Call(CODE_INTERPRETER, {"code": text})]
+        return text, []
+
+    def _scan(self, ids: list[int]) -> Iterator[tuple[str, int, int]]:
+        """Role, start of the content and end (end token in) of each message; ValueError where ids are no dialogue."""
+        special, dialect = self.tokenizer.special, self.dialect
+        ends = {special[name] for name in (dialect.end, dialect.end_of_message, *dialect.stops) if name}
+        never = {special[name] for name in (dialect.begin, dialect.open, dialect.close) if name}
+        at = 1 if dialect.begin and ids[:1] == [special[dialect.begin]] else 0
+        while at < len(ids):
+            role = next((r for r, header in self._headers.items() if ids[at : at + len(header)] == header), None)
+            if role is None:
+                roles = ", ".join(self._headers)
+                raise ValueError(f"no message begins at position {at}; a header of {dialect.name} has one of {roles}")
+            start = at = at + len(self._headers[role])
+            while at < len(ids) and ids[at] not in ends:
+                if ids[at] in never:
+                    raise ValueError(f"position {at}, inside of a message ({role}), holds a control id ({ids[at]})")
+                at += 1
+            if at == len(ids) and role != "assistant":
+                raise ValueError(f"the last message ({role}), from position {start} on, has no end")
+            if at == len(ids) == start:
+                return  # a generation prompt
+            at = min(at + 1, len(ids))
+            yield "tool" if role == "ipython" else role, start, at
+            if ids[at : at + len(self._after_end)] == self._after_end:
+                at += len(self._after_end)
+
+    def _without_announcements(self, messages: list[Message], tools: Tools) -> list[Message]:
+        """The messages without what `_rows` put before them."""
+        opening, note = self._opening(tools), self._note(tools)
+        if opening and messages and messages[0]["role"] == "system":
+            content = messages[0]["content"]
+            if content == opening or (self.dialect.hugging_face and content == f"{opening}\n\n"):
+                del messages[0]
+            elif content.startswith(f"{opening}\n\n"):
+                messages[0]["content"] = content[len(opening) + 2 :]
+        first = next((m for m in messages if m["role"] == "user"), None) if note else None
+        if first is not None and first["content"].startswith(note):
+            if self.dialect.functions_in == "question":
+                first["content"] = first["content"][len(note) :]
+            elif first["content"] == note:
+                messages.remove(first)
+        return messages
 
 
-def _read_call(text: str, tagged: bool, declared: set[str] | None) -> dict | None:
-    """The call that a reply's text makes, as {"name", "arguments"}, or None where it is plain text.
-
-    `declared` holds the names of declared functions; None where the caller does not know them: then the tag decides.
-    """
-    if tagged and (match := _SEARCH_CALL.fullmatch(text)):
-        query = _json(match[2])
-        if isinstance(query, str):
-            return {"name": match[1], "arguments": _dump({"query": query})}
-    call = _json_object(text)
-    if (
-        call is not None
-        and call.keys() <= {"type", "name", "parameters"}
-        and call.get("type", "function") == "function"
-    ):
-        name, parameters = call.get("name"), call.get("parameters")
-        known = tagged if declared is None else name in declared
-        if known and isinstance(name, str) and isinstance(parameters, dict):
-            return {"name": name, "arguments": _dump(parameters)}
-    return {"name": CODE_INTERPRETER, "arguments": _dump({"code": text})} if tagged else None
+def _announces(texts: list[str]) -> bool:
+    return "".join(texts[:2])[: len(ENVIRONMENT)] == ENVIRONMENT
 
 
-def _dump(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _checked(messages: Iterable[Message]) -> list[Message]:
+    """The messages as a list; ValueError where there is none, or one is no message, or answers a call out of order."""
+    messages, made, waiting = list(messages), set(), []
+    if not messages:
+        raise ValueError("the dialogue has no messages; give at least one")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            kind = type(message).__name__
+            raise ValueError(f'message {index} is of type {kind}; give {{"role": ..., "content": ...}}')
+        if message.get("role") == "assistant":
+            calls = message.get("tool_calls")
+            ids = [c.get("id") for c in calls if isinstance(c, dict)] if isinstance(calls, list) else []
+            waiting = [i for i in ids if isinstance(i, str)]
+            made.update(waiting)
+        if message.get("role") not in ("tool", "ipython"):
+            continue
+        answered = message.get("tool_call_id")
+        if not answered:
+            del waiting[:1]
+        else:
+            if answered not in waiting:
+                fault = "was answered or passed already" if answered in made else "is made nowhere before it"
+                raise ValueError(f"message {index} answers the call {answered!r}, which {fault}")
+            if answered != waiting.pop(0):
+                raise ValueError(
+                    f"message {index} answers the call {answered!r} before those that were made earlier; "
+                    "results are matched to calls by their order, put them in the order of the calls"
+                )
+    return messages
 
 
-def _json(text: object) -> object:
-    """The JSON value of a text; None where it is none (NaN and infinities are not JSON)."""
+def _calls(message: Message, index: int) -> list[Call]:
+    """The calls of an assistant message; ValueError where one is broken."""
+    calls = message.get("tool_calls")
+    if calls is not None and not isinstance(calls, list):
+        raise ValueError(f"message {index} has tool_calls of type {type(calls).__name__}; give a list")
+    found = []
+    for call in calls or ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise ValueError(
+                f'message {index} has a tool call without {{"function": {{"name": ..., "arguments": ...}}}}'
+            )
+        arguments = function.get("arguments", "{}")
+        parameters = json_object(arguments)
+        if parameters is None:
+            shown = str(arguments)[:80] if isinstance(arguments, str) else type(arguments).__name__
+            raise ValueError(
+                f"message {index} calls {function['name']} with arguments that are not a JSON object: {shown!r}"
+            )
+        found.append(Call(function["name"], parameters))
+    return found
 
-    def refuse(constant: str) -> None:
-        raise ValueError(constant)
 
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except (TypeError, ValueError, RecursionError):
-        return None
+class _Digest:
+    """A digest of the ids before a reply, from which the ids of its calls are made."""
 
+    def __init__(self, ids: Sequence[int] = ()):
+        self._hash, self._length = hashlib.blake2b(digest_size=8), 0
+        self.extend_to(ids, len(ids))
 
-def _json_object(value: object) -> dict | None:
-    """A JSON object given as text (or already as a dict); None where it is none."""
-    value = _json(value) if isinstance(value, str) else value
-    return value if isinstance(value, dict) else None
+    def extend_to(self, ids: Sequence[int], end: int) -> None:
+        self._hash.update(np.asarray(ids[self._length : end], dtype="<u4").tobytes())
+        self._length = end
+
+    def of(self, reply: Sequence[int]) -> str:
+        digest = self._hash.copy()
+        digest.update(np.asarray(reply, dtype="<u4").tobytes())
+        return digest.hexdigest()
