@@ -28,6 +28,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 CHECKSUMS_FILE = "checksums.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COMPARED_ROWS = 4096
+_HEAD_DIM_MOST = 1 << 16
 
 
 class Checkpoint(Protocol):
@@ -56,11 +57,13 @@ class Checkpoint(Protocol):
 
 def parameter_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of `Llama(config)` in its order, lazily: a hostile layer count costs nothing before it is refuted."""
-    with torch.device("meta"):
-        try:
+    try:
+        if config.head_dim > _HEAD_DIM_MOST:  # frequencies are computed even on the meta device
+            raise RuntimeError
+        with torch.device("meta"):
             block = Llama(replace(config, n_layers=1))
-        except RuntimeError:
-            raise ValueError(f"a model of these sizes cannot exist: {config}") from None
+    except RuntimeError:
+        raise ValueError(f"a model of these sizes cannot exist: {config}") from None
     layer = "model.layers.0."
     shapes = [(name, tuple(p.shape)) for name, p in block.named_parameters()]
     inner = [(name.removeprefix(layer), shape) for name, shape in shapes if name.startswith(layer)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from herder.convert.catalog import resolve
 from herder.convert.checkpoint import Checkpoint, check_tokenizer, verify
 from herder.convert.formats import WRITERS, format_of, open_checkpoint
 from herder.model import Llama
@@ -50,7 +51,7 @@ def load(source: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Llama,
 
     Raises ValueError, naming file and tensor, for what is missing, damaged or of another shape.
     """
-    checkpoint = _opened(Path(source))
+    checkpoint = _opened(resolve(source))
     tokenizer = checkpoint.tokenizer()
     with torch.device("meta"):
         model = Llama(checkpoint.config)
@@ -69,8 +70,8 @@ def convert(source: str | Path, out: str | Path, to: str, dtype: str | None = No
     dtype: f32, f16, bf16, for GGUF also q8_0 and q4_0; None keeps what is stored. Returns headline numbers.
     """
     write, out, started = _writer(to), Path(out), time.perf_counter()
-    checkpoint = _opened(Path(source))
-    place = format_of(Path(source))[1].resolve()
+    source = resolve(source)
+    checkpoint, place = _opened(source), format_of(source)[1].resolve()
     if place == out.resolve() or out.resolve() in place.parents:
         raise ValueError(f"{out} is where the model is read from; give another place to write to")
     write(checkpoint, out, dtype)
