@@ -1,66 +1,54 @@
-"""GGUF files in and out: the names, layouts, metadata and number formats of llama.cpp's `llama` architecture.
+"""GGUF files in and out: the checkpoints of llama.cpp, read and written one tensor at a time.
 
 The one design decision: the numbers of quantized blocks are the package `gguf`'s, in both directions, so that what is read
-equals bit for bit what every other reader of that package sees; names, q/k layout, RoPE factors and metadata are ours.
-Tensors are read and written one at a time.
+equals bit for bit what every other reader of that package sees, and what is written is what llama.cpp would write.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
-from dataclasses import replace
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from herder.convert.checkpoint import EMBEDDING, HEAD, Checkpoint, check_tensors, check_tokenizer, to_half_split
-from herder.gguf import Gguf, TensorInfo, read_gguf
-from herder.model import LlamaConfig, RopeScaling
-from herder.model.rope import inverse_frequencies
+from herder.convert.checkpoint import (
+    EMBEDDING,
+    HEAD,
+    Checkpoint,
+    check_tensors,
+    check_tokenizer,
+    parameter_shapes,
+    to_half_split,
+    to_interleaved,
+)
+from herder.convert.gguf_metadata import (
+    ARCHITECTURE,
+    ROPE_FACTORS,
+    config_of,
+    gguf_name,
+    huggingface_name,
+    metadata_of,
+    refuse_other_models,
+    rope_factors,
+    vocabulary_of,
+    with_scaling,
+)
+from herder.convert.ollama import FIRST_LINE, modelfile
+from herder.gguf import ALIGNMENT, BLOCKS, MAGIC, TensorInfo, read_gguf
 from herder.tokenizer import Tokenizer
 
-ARCHITECTURE = "llama"
-ROPE_FACTORS = "rope_freqs.weight"
-SCALING_KEY = "herder.rope_scaling"
-"""Metadata of ours beside the factors: factor, low_freq_factor, high_freq_factor, original_max_seq_len."""
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
+"""What can be written, with llama.cpp's number for a file that is mostly of this type."""
+QUANTIZATION_VERSION = 2
 INSTALL = "pip install 'herder[gguf]'"
-
-_OUTER = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", HEAD: "output.weight"}
-_INNER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_OUTER_BACK = {theirs: ours for ours, theirs in _OUTER.items()}
-_INNER_BACK = {theirs: ours for ours, theirs in _INNER.items()}
-_RELATIVE_ERROR = 1e-5
-
-
-def gguf_name(name: str) -> str:
-    """GGUF's name of a parameter: model.layers.3.mlp.up_proj.weight is blk.3.ffn_up.weight."""
-    if match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name):
-        return f"blk.{match[1]}.{_INNER.get(match[2], match[2])}.weight"
-    return _OUTER.get(name, name)
-
-
-def huggingface_name(name: str) -> str:
-    """The inverse of `gguf_name`; a name that is none of a Llama's comes back unchanged."""
-    match = re.fullmatch(r"blk\.(0|[1-9]\d*)\.(.+)\.weight", name)
-    if match and match[2] in _INNER_BACK:
-        return f"model.layers.{match[1]}.{_INNER_BACK[match[2]]}.weight"
-    return _OUTER_BACK.get(name, name)
+_NUMBERS = {name: (number, block, size) for number, (name, block, size) in BLOCKS.items()}
 
 
 class GgufCheckpoint(Checkpoint):
@@ -70,10 +58,10 @@ class GgufCheckpoint(Checkpoint):
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.file = read_gguf(self.path)
-        _refuse_other_models(self.file)
+        refuse_other_models(self.file)
         factors = self.file.tensors.get(ROPE_FACTORS)
         self._infos = {huggingface_name(n): t for n, t in self.file.tensors.items() if n != ROPE_FACTORS}
-        self.config = _config(self.file, tied=HEAD not in self._infos)
+        self.config = config_of(self.file, tied=HEAD not in self._infos)
         found = {name: info.shape for name, info in self._infos.items()}
         self._names = check_tensors(self.config, found, self.path, "the metadata", gguf_name)
         for info in self._infos.values():
@@ -81,7 +69,7 @@ class GgufCheckpoint(Checkpoint):
                 known = ", ".join([*DTYPES, *QUANTIZED])
                 raise ValueError(f"{self.path}: {info.name} is of type {info.type}; these types can be read: {known}")
         if factors is not None:
-            self.config = _with_scaling(self.config, self._rope_factors(factors), self.file)
+            self.config = with_scaling(self.config, self._rope_factors(factors), self.file)
         kinds = {info.type for info in self._infos.values() if len(info.shape) > 1}
         self.dtype = DTYPES.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
@@ -140,105 +128,124 @@ def gguf_package() -> Any:
     return gguf
 
 
-def rope_factors(config: LlamaConfig) -> torch.Tensor:
-    """(head_dim / 2,) fp32: what each frequency is divided by under the configuration's RoPE scaling."""
-    plain = replace(config, rope_scaling=None)
-    return inverse_frequencies(plain) / inverse_frequencies(config)
+def write_gguf(checkpoint: Checkpoint, out: Path | str, dtype: str | None = None) -> dict[str, Any]:
+    """Writes a GGUF file that llama.cpp loads, and an Ollama Modelfile beside it, each whole or not at all.
 
-
-def _with_scaling(config: LlamaConfig, factors: torch.Tensor, file: Gguf) -> LlamaConfig:
-    """The configuration with the scaling that these factors were made of.
-
-    GGUF keeps the factors alone. Files of ours say in `SCALING_KEY` what they came from; of others, the factor of the
-    longest wavelength and the published constants (original context 8192, blended between factors 1 and 4) are tried.
+    `out` is a file name that ends in .gguf, or a folder that gets model.gguf and Modelfile. `dtype` is F32, F16, BF16,
+    Q8_0 or Q4_0, of the matrices (None: as stored); vectors stay F32 as llama.cpp wants them. Returns the files, the bytes
+    and `fallbacks`, the tensors whose rows are no multiple of 32 and stay F16. Raises ValueError for another dtype, a
+    tokenizer that llama.cpp cannot have, or a file in the way that is no GGUF.
     """
-    if bool((factors == 1).all()):
-        return config
-    candidates, stated = [], file.metadata.get(SCALING_KEY)
-    if isinstance(stated, list) and len(stated) == 4 and all(isinstance(v, float) and 0 < v < 2**31 for v in stated):
-        candidates.append(RopeScaling(*stated[:3], original_max_seq_len=int(stated[3])))
-    if math.isfinite(last := float(factors[-1])) and last > 0:
-        candidates.append(RopeScaling(factor=last))
-    for scaling in candidates:
-        scaled = replace(config, rope_scaling=scaling)
-        if torch.allclose(rope_factors(scaled), factors, rtol=_RELATIVE_ERROR, atol=0):
-            return scaled
-    raise ValueError(
-        f"{file.path}: {ROPE_FACTORS} is not the RoPE scaling of Llama 3.1 or 3.2 (original context 8192, blended "
-        "between frequency factors 1 and 4); take the model in another format, whose configuration names the scaling"
-    )
+    from herder.tokenizer import chat_template
 
-
-def _refuse_other_models(file: Gguf) -> None:
-    found = file.metadata.get("general.architecture")
-    if found != ARCHITECTURE:
-        raise ValueError(f"{file.path} is of architecture {found!r}; only {ARCHITECTURE} can be loaded")
-    refusals: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "general.type": (lambda v: v == "model", "only whole models can be loaded, not adapters or projectors"),
-        "split.count": (lambda v: v in (0, 1), "join the parts with llama-gguf-split --merge"),
-        "llama.expert_count": (lambda v: v == 0, "a mixture of experts is no Llama 3"),
-        "llama.rope.scaling.type": (lambda v: v == "none", "only the RoPE scaling of Llama 3.1 is known"),
-        "llama.rope.scale_linear": (lambda v: v in (0, 1), "only the RoPE scaling of Llama 3.1 is known"),
-        "llama.rope.scaling.factor": (lambda v: v in (0, 1), "only the RoPE scaling of Llama 3.1 is known"),
-        "llama.attention.causal": (lambda v: v is True, "a Llama's attention is causal"),
+    wanted = (dtype or next(name for name, kind in DTYPES.items() if kind == checkpoint.dtype)).upper()
+    if wanted not in FILE_TYPES:
+        raise ValueError(f"dtype {dtype!r} cannot be written to GGUF; choose one of {', '.join(FILE_TYPES)}")
+    out, config, package = Path(out), checkpoint.config, gguf_package()
+    file = out if out.suffix == ".gguf" else out / "model.gguf"
+    beside = file.with_suffix(".Modelfile") if file is out else out / "Modelfile"
+    tokenizer = check_tokenizer(checkpoint.tokenizer(), config)
+    metadata = {
+        "general.type": "model",
+        "general.name": file.stem if file is out else out.name,
+        "general.size_label": _size_label(config.n_params),
+        "general.file_type": FILE_TYPES[wanted],
+        "general.quantization_version": QUANTIZATION_VERSION,
+        "general.alignment": ALIGNMENT,
+        **metadata_of(config),
+        **vocabulary_of(tokenizer, config.vocab_size),
+        "tokenizer.chat_template": chat_template(tokenizer.dialect),
     }
-    for key, (fine, why) in refusals.items():
-        if key in file.metadata and not fine(value := file.metadata[key]):
-            raise ValueError(f"{file.path}: {key} is {_short(value)}; {why}")
-
-
-def _config(file: Gguf, tied: bool) -> LlamaConfig:
-    """The shape that the metadata states. Raises ValueError naming the key that is missing or cannot be."""
-
-    def number(key: str, default: int | float | None = None, kind: type = int) -> Any:
-        value = file.metadata.get(f"llama.{key}", default)
-        if value is None:
-            raise ValueError(f"{file.path} lacks the metadata llama.{key}")
-        right = isinstance(value, kind) and not isinstance(value, bool) and 0 < value < 2**31
-        if not right:
-            raise ValueError(f"{file.path}: llama.{key} is {_short(value)}; a Llama has one positive number there")
-        return float(str(np.float32(value))) if kind is float else value  # 1e-05, not fp32's 9.999999747378752e-06
-
-    vocab_size = _vocab_size(file)
-    if (stated := number("vocab_size", vocab_size)) != vocab_size:
-        raise ValueError(f"{file.path}: llama.vocab_size is {stated}, but token_embd.weight has {vocab_size} rows")
-    heads, dim = number("attention.head_count"), number("embedding_length")
-    head_dim = number("attention.key_length", max(dim // heads, 1))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if (value := number(key, head_dim)) != head_dim:
-            raise ValueError(f"{file.path}: llama.{key} is {value}; a Llama of these sizes has {head_dim}")
-    query = file.tensors.get("blk.0.attn_q.weight")
-    if query is None or query.shape != (heads * head_dim, dim):  # before anything is made by these numbers
-        shape = "missing" if query is None else f"of shape {query.shape}"
-        raise ValueError(f"{file.path}: blk.0.attn_q.weight is {shape}, the metadata says {(heads * head_dim, dim)}")
-    sizes = {
-        "n_layers": number("block_count"),
-        "n_kv_heads": number("attention.head_count_kv", heads),
-        "ffn_dim": number("feed_forward_length"),
-        "max_seq_len": number("context_length"),
-        "norm_eps": number("attention.layer_norm_rms_epsilon", kind=float),
-        "rope_theta": number("rope.freq_base", 10_000.0, kind=float),
+    plan = {
+        name: (shape, _type_for(name, shape, wanted, config.tie_embeddings)) for name, shape in parameter_shapes(config)
     }
-    try:
-        return LlamaConfig(vocab_size, dim, n_heads=heads, head_dim=head_dim, tie_embeddings=tied, **sizes)
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from None
+    ollama = modelfile(file.name, tokenizer)
+    with _replacing(file, MAGIC) as part, _replacing(beside, FIRST_LINE.encode()) as beside_part:
+        writer = package.GGUFWriter(part, ARCHITECTURE)
+        try:
+            _write(writer, package, metadata, plan, checkpoint)
+        finally:
+            writer.close()
+        beside_part.write_text(ollama, encoding="utf-8")
+    fallbacks = [gguf_name(name) for name, (shape, kind) in plan.items() if kind == "F16" != wanted and len(shape) > 1]
+    return {"file": file, "modelfile": beside, "bytes": file.stat().st_size, "fallbacks": fallbacks}
 
 
-def _vocab_size(file: Gguf) -> int:
-    """Rows of the embeddings, which the list of tokens must fit."""
-    embedding, tokens = file.tensors.get("token_embd.weight"), file.metadata.get("tokenizer.ggml.tokens", [])
-    if embedding is None or len(embedding.shape) != 2:
-        raise ValueError(f"{file.path} lacks the matrix token_embd.weight; copy the file again")
-    if not isinstance(tokens, list) or len(tokens) > embedding.shape[0]:
-        count = len(tokens) if isinstance(tokens, list) else _short(tokens)
-        raise ValueError(
-            f"{file.path} holds embeddings of {embedding.shape[0]} tokens but a tokenizer of {count}; "
-            "they are of different models"
+def _write(writer: Any, package: Any, metadata: dict, plan: dict, checkpoint: Checkpoint) -> None:
+    kinds, config = package.GGUFValueType, checkpoint.config
+    scalars = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING, list: kinds.ARRAY}
+    for key, value in metadata.items():
+        writer.add_key_value(key, value, scalars[type(value)])
+    factors = None if config.rope_scaling is None else rope_factors(config).numpy()
+    if factors is not None:
+        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
+    for name, (shape, kind) in plan.items():
+        number, block, size = _NUMBERS[kind]
+        writer.add_tensor_info(
+            gguf_name(name),
+            shape,
+            np.dtype(np.float32),
+            math.prod(shape) // block * size,
+            raw_dtype=package.GGMLQuantizationType(number),
         )
-    return embedding.shape[0]
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors)
+    heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
+    for name, (_, kind) in plan.items():
+        values, groups = checkpoint.tensor(name), heads.get(name.split(".")[-2])
+        writer.write_tensor_data(
+            _encoded(values if groups is None else to_interleaved(values, groups), kind, name, package)
+        )
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _encoded(values: torch.Tensor, kind: str, name: str, package: Any) -> np.ndarray:
+    """The tensor's bytes in a type of GGUF."""
+    if kind in DTYPES:
+        stored = values.to(DTYPES[kind]).contiguous()
+        if kind == "F16" and not torch.isfinite(torch.stack(stored.aminmax())).all():
+            raise ValueError(f"{name} holds values beyond half precision (65504); write BF16 or F32")
+        return stored.view(torch.uint8).numpy()
+    return package.quants.quantize(values.float().contiguous().numpy(), package.GGMLQuantizationType[kind])
+
+
+def _type_for(name: str, shape: tuple[int, ...], wanted: str, tied: bool) -> str:
+    """The type a tensor is stored in. As in llama.cpp, vectors stay F32, rows that do not fill blocks fall back to F16, and
+    the output matrix keeps 8 bits in a file of 4 (llama.cpp gives it 6, which the package `gguf` cannot write)."""
+    if len(shape) == 1:
+        return "F32"
+    if shape[-1] % _NUMBERS[wanted][1]:
+        return "F16"
+    output = name == HEAD or (tied and name == EMBEDDING)
+    return "Q8_0" if wanted == "Q4_0" and output else wanted
+
+
+def _size_label(n_params: int) -> str:
+    """135M, 8.0B: how llama.cpp labels sizes."""
+    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if n_params >= size:
+            return f"{n_params / size:.1f}{letter}" if n_params < 10 * size else f"{n_params // size}{letter}"
+    return f"{n_params / 1000:.0f}K"
+
+
+@contextmanager
+def _replacing(path: Path, magic: bytes) -> Iterator[Path]:
+    """A `.part` path that takes the place of `path` when the block ends well, and vanishes otherwise.
+
+    Raises ValueError where a file lies there that does not begin with `magic`.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder and is not replaced; give another name")
+    if path.exists():
+        with open(path, "rb") as there:
+            if there.read(len(magic)) != magic:
+                raise ValueError(f"{path} is a file of another kind and is not replaced; move it or give another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
