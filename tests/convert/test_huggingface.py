@@ -1,14 +1,20 @@
-"""Model folders: what is saved is what is loaded, here and in `transformers`."""
+"""Model folders: what is saved is what is loaded, here and in `transformers`, and what `transformers` wrote is read."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from herder.convert import load, save
-from herder.model import Llama, LlamaConfig, RopeScaling
+from herder.convert import load, open_checkpoint, save
+from herder.convert.checkpoint import parameter_shapes
+from herder.convert.huggingface import split, write_hf
+from herder.convert.tensorfiles import TensorFiles
+from herder.convert.transfer import InMemory
+from herder.model import SHAPES, Llama, LlamaConfig, RopeScaling
 
 TOKENS = torch.arange(40)[None]
 
@@ -16,6 +22,33 @@ TOKENS = torch.arange(40)[None]
 def model_of(tok, **more):
     config = LlamaConfig(tok.n_vocab, 32, 2, 4, 2, 48, max_seq_len=128, **more)
     return Llama(config).init_weights(0).eval()
+
+
+def theirs_of(tok, **more):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=tok.n_vocab + 8,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        **more,
+    )
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def saved(tok, folder, without_checksums=True):
+    save(model_of(tok), tok, folder)
+    if without_checksums:
+        (folder / "checksums.json").unlink()
+    return folder
+
+
+def edit(path, change):
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
 @pytest.mark.parametrize("more", [{}, {"tie_embeddings": True}, {"rope_scaling": RopeScaling(original_max_seq_len=16)}])
@@ -29,6 +62,119 @@ def test_a_saved_model_loads_as_it_was_here_and_in_transformers(tok, tmp_path, m
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert (theirs(TOKENS).logits - model(TOKENS)).abs().max() < 1e-5
+    assert set(theirs.generation_config.eos_token_id) == tok.stop_ids
+    assert theirs.generation_config.bos_token_id == tok.bos_id
+
+
+def test_a_model_in_many_files_loads_here_and_in_transformers(tok, tmp_path):
+    model = model_of(tok).to(torch.bfloat16)
+    write_hf(InMemory(model, tok), tmp_path / "m", shard_bytes=20_000)
+    files = sorted(p.name for p in (tmp_path / "m").glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all(
+        torch.equal(a, b) for a, b in zip(load(tmp_path / "m")[0].parameters(), model.float().parameters(), strict=True)
+    )
+    transformers = pytest.importorskip("transformers")
+    theirs, about = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not about["missing_keys"]
+    assert not about["unexpected_keys"]
+    ours = dict(model.named_parameters())
+    assert all(torch.equal(p.float(), ours[name].float()) for name, p in theirs.named_parameters())
+
+
+def test_the_safetensors_library_reads_what_is_written_and_its_checksum_is_that_of_the_file(tok, tmp_path):
+    from herder.train.checkpoint import checksum
+
+    model = model_of(tok)
+    save(model, tok, tmp_path / "m")
+    with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert all(torch.equal(file.get_tensor(name), p) for name, p in model.named_parameters())
+    sums = json.loads((tmp_path / "m" / "checksums.json").read_text())
+    assert sums.keys() == {p.name for p in (tmp_path / "m").iterdir()} - {"checksums.json"}
+    assert all(checksum(tmp_path / "m" / name) == value for name, value in sums.items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shard", ["10GB", "30KB"])
+def test_what_transformers_wrote_is_read_to_the_bit(tok, tmp_path, tied, dtype, shard):
+    theirs = theirs_of(tok, tie_word_embeddings=tied, rope_parameters={"rope_type": "default", "rope_theta": 5e5}).to(
+        dtype
+    )
+    theirs.save_pretrained(tmp_path / "m", max_shard_size=shard)
+    tok.save(tmp_path / "m")
+    checkpoint = open_checkpoint(tmp_path / "m")
+    assert checkpoint.dtype == dtype
+    expected = dict(theirs.named_parameters())
+    assert set(checkpoint.names()) == set(expected)
+    assert all(torch.equal(checkpoint.tensor(name), p) for name, p in expected.items())
+    model, _ = load(tmp_path / "m")
+    assert (model(TOKENS) - theirs.float()(TOKENS).logits).abs().max() < 1e-4
+
+
+def test_old_bin_files_single_and_many_are_read_and_their_frequencies_ignored(tok, tmp_path):
+    model = model_of(tok)
+    tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    for kind, zipped in (("one", True), ("old", False), ("many", True)):
+        folder = saved(tok, tmp_path / kind)
+        (folder / "model.safetensors").unlink()
+        if kind != "many":
+            torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        else:
+            names = list(tensors)
+            places = {name: f"pytorch_model-{1 + (i % 2):05d}-of-00002.bin" for i, name in enumerate(names)}
+            for file in set(places.values()):
+                torch.save({n: tensors[n] for n in names if places[n] == file}, folder / file)
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+        loaded, _ = load(folder)
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "llama3", "factor": 4}},
+        {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"rope_type": "llama3", "factor": 4}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6, "factor": 4}},
+    ],
+)
+def test_configurations_of_older_forms_mean_the_same(tok, tmp_path, change):
+    folder = saved(tok, tmp_path / "m")
+    rest = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    for rope in (change["rope_parameters"], change.get("rope_scaling")):
+        if rope:
+            rope |= rest
+    edit(folder / "config.json", change | {"dtype": None, "torch_dtype": "float32", "head_dim": None})
+    config = load(folder)[0].config
+    assert config.rope_theta == 1e6
+    assert config.rope_scaling == RopeScaling(4.0, 1.0, 4.0, 16)
+
+
+def test_a_tied_head_that_is_stored_as_well_must_be_equal(tok, tmp_path):
+    model = model_of(tok, tie_embeddings=True)
+    save(model, tok, tmp_path / "m")
+    (tmp_path / "m" / "checksums.json").unlink()
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": model.lm_head.weight.detach().clone()}, tmp_path / "m" / "model.safetensors")
+    assert torch.equal(load(tmp_path / "m")[0](TOKENS), model(TOKENS))
+    save_file(tensors | {"lm_head.weight": model.lm_head.weight.detach() + 1}, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head.weight is stored and differs"):
+        load(tmp_path / "m")
+
+
+def test_shapes_are_those_of_the_model(tok):
+    for config in (model_of(tok).config, model_of(tok, tie_embeddings=True).config, SHAPES["llama3.2-1b"]):
+        with torch.device("meta"):
+            model = Llama(config)
+        assert list(parameter_shapes(config)) == [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+
+
+def test_files_are_cut_at_their_limit_and_a_larger_tensor_has_its_own():
+    specs = [(str(i), (n,), torch.float32) for i, n in enumerate((1, 2, 3, 100, 1, 1))]
+    assert [[name for name, _, _ in shard] for shard in split(specs, 12)] == [["0", "1"], ["2"], ["3"], ["4", "5"]]
 
 
 def test_a_step_folder_stands_for_its_model(tok, tmp_path):
@@ -37,7 +183,7 @@ def test_a_step_folder_stands_for_its_model(tok, tmp_path):
 
 
 def test_a_flipped_byte_is_named(tok, tmp_path):
-    save(model_of(tok), tok, tmp_path / "m")
+    saved(tok, tmp_path / "m", without_checksums=False)
     path = tmp_path / "m" / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
@@ -52,48 +198,194 @@ def test_a_flipped_byte_is_named(tok, tmp_path):
         (lambda t: t.pop("model.norm.weight"), "lacks the tensor model.norm.weight"),
         (lambda t: t.update(extra=torch.ones(1)), "holds the tensor extra"),
         (lambda t: t.update({"model.norm.weight": torch.ones(3)}), r"model.norm.weight has shape \(3,\)"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(32).to(torch.float8_e4m3fn)}), "stored as F8_E4M3"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "stored as I8"),
     ],
 )
 def test_a_missing_extra_or_misshapen_tensor_is_named(tok, tmp_path, change, says):
-    save(model_of(tok), tok, tmp_path / "m")
-    (tmp_path / "m" / "checksums.json").unlink()
-    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    folder = saved(tok, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
     change(tensors)
-    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError, match=says):
-        load(tmp_path / "m")
+        load(folder)
 
 
-def test_another_architecture_and_a_truncated_file_are_refused(tok, tmp_path):
-    save(model_of(tok), tok, tmp_path / "m")
-    (tmp_path / "m" / "checksums.json").unlink()
-    path = tmp_path / "m" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="cannot be read"):
-        load(tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "gpt2"}
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="model type 'gpt2'"):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:100],
+        lambda data: data[:-1],
+        lambda data: b"",
+        lambda data: (2**60).to_bytes(8, "little") + data[8:],
+        lambda data: data[:8] + b"[" + data[9:],
+        lambda data: data.replace(b'"F32"', b'"F99"'),
+        lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    ],
+)
+def test_a_damaged_safetensors_file_is_refused_in_a_sentence(tok, tmp_path, damage):
+    path = saved(tok, tmp_path / "m") / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read.*(copy the model again|git lfs pull)"):
         load(tmp_path / "m")
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ({"model_type": "gpt2"}, "model type 'gpt2'"),
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, "MistralForCausalLM; only a Llama"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "the weights are quantized"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not known"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "lacks the field 'factor'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"hidden_size": "64"}, "another type"),
+        ({"hidden_size": 2**62}, "another type"),
+        ({"num_attention_heads": 0}, r"config.json: n_heads is 0"),
+        ({"num_hidden_layers": 2**31 - 1}, r"lacks the tensor model\.layers\.2\."),
+        ({"head_dim": 2**30}, "cannot exist"),
+        ({"intermediate_size": 2**30, "hidden_size": 2**30, "head_dim": 8}, "has shape|cannot exist"),
     ],
 )
 def test_a_model_that_is_not_quite_a_llama_is_refused(tok, tmp_path, change, says):
-    save(model_of(tok), tok, tmp_path / "m")
-    (tmp_path / "m" / "checksums.json").unlink()
-    config = json.loads((tmp_path / "m" / "config.json").read_text()) | change
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    edit(saved(tok, tmp_path / "m") / "config.json", change)
     with pytest.raises(ValueError, match=says):
         load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"a": 1' + "0" * 10_000, "\x00\xff"])
+def test_a_damaged_configuration_is_refused_in_a_sentence(tok, tmp_path, text):
+    folder = saved(tok, tmp_path / "m")
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        load(folder)
+
+
+def run_marker(tmp_path):
+    """An object whose pickle makes a file when it is read carelessly."""
+
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    return Hostile()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tok, tmp_path, zipped):
+    folder = saved(tok, tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    hostile = {"model.norm.weight": torch.ones(32), "x": run_marker(tmp_path)}
+    torch.save(hostile, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"pytorch_model\.bin holds more than tensors: it would run (posix|nt)\.system"
+    ):
+        load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"hello" * 100])
+def test_a_damaged_pickle_is_refused_in_a_sentence(tok, tmp_path, damage):
+    folder = saved(tok, tmp_path / "m")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(damage((folder / "pytorch_model.bin").read_bytes()))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [torch.ones(3), {"state_dict": {"a": torch.ones(1)}}, {"a": torch.ones(2).to_sparse()}]
+)
+def test_a_pickle_of_other_things_than_named_weights_is_refused(tok, tmp_path, content):
+    folder = saved(tok, tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"not tensors by name|no named tensor|not a plain tensor"):
+        load(folder)
+
+
+def test_code_beside_the_weights_is_never_imported(tok, tmp_path):
+    folder = saved(tok, tmp_path / "m")
+    (folder / "modeling_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    edit(
+        folder / "config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}, "trust_remote_code": True}
+    )
+    load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "", 7, "..", "a\0b"])
+def test_an_index_that_names_a_path_is_refused(tok, tmp_path, name):
+    folder = saved(tok, tmp_path / "m")
+    os.rename(folder / "model.safetensors", tmp_path / "secret.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(ValueError, match="no plain file name"):
+        load(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused_except_within_the_cache(tok, tmp_path):
+    folder = saved(tok, tmp_path / "m")
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        os.rename(file, blobs / file.name)
+        os.symlink(f"../../blobs/{file.name}", snapshot / file.name)
+    load(snapshot)
+    os.rename(blobs / "model.safetensors", tmp_path / "elsewhere.safetensors")
+    (snapshot / "model.safetensors").unlink()
+    os.symlink(tmp_path / "elsewhere.safetensors", snapshot / "model.safetensors")
+    with pytest.raises(ValueError, match="link to a file outside"):
+        load(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ({"weight_map": {"model.norm.weight": "gone.safetensors"}}, r"gone\.safetensors is missing"),
+        ({"weight_map": {"nowhere": "part.safetensors"}}, "lacks the tensor nowhere"),
+        ({"weight_map": []}, "has no weight_map"),
+        ([], "holds no JSON object"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(tok, tmp_path, index, says):
+    folder = saved(tok, tmp_path / "m")
+    os.rename(folder / "model.safetensors", folder / "part.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=says):
+        load(folder)
+
+
+def test_a_folder_without_weights_or_tokenizer_says_so(tok, tmp_path):
+    folder = saved(tok, tmp_path / "m")
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"has no tokenizer .*copy the files"):
+        load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no weights"):
+        load(folder)
+    with pytest.raises(ValueError, match="holds no model"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_tokenizer_with_fewer_ids_than_rows_is_accepted_and_with_more_refused(tok, tmp_path):
+    padded = Llama(replace(model_of(tok).config, vocab_size=tok.n_vocab + 64)).init_weights(0)
+    save(padded, tok, tmp_path / "padded")
+    assert load(tmp_path / "padded")[1].n_vocab == tok.n_vocab
+    small = Llama(replace(model_of(tok).config, vocab_size=100)).init_weights(0)
+    with pytest.raises(ValueError, match="use the one it trained with"):
+        save(small, tok, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    tensors = {name: p.detach().contiguous() for name, p in small.named_parameters()}
+    save_file(tensors, tmp_path / "padded" / "model.safetensors")
+    (tmp_path / "padded" / "checksums.json").unlink()
+    edit(tmp_path / "padded" / "config.json", {"vocab_size": 100})
+    with pytest.raises(ValueError, match=rf"has {tok.n_vocab} ids, the model 100"):
+        load(tmp_path / "padded")
 
 
 def test_saving_replaces_a_model_and_never_somebodys_folder(tok, tmp_path):
@@ -107,8 +399,33 @@ def test_saving_replaces_a_model_and_never_somebodys_folder(tok, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tok, tmp_path):
-    model = Llama(replace(model_of(tok).config, vocab_size=100)).init_weights(0)
-    with pytest.raises(ValueError, match="use the one it trained with"):
-        save(model, tok, tmp_path / "m")
-    assert not (tmp_path / "m").exists()
+def test_a_write_that_fails_leaves_the_older_model_and_nothing_else(tok, tmp_path):
+    saved(tok, tmp_path / "m", without_checksums=False)
+
+    class Failing(InMemory):
+        def tensor(self, name):
+            if "layers.1" in name:
+                raise OSError(28, "No space left on device")
+            return super().tensor(name)
+
+    with pytest.raises(OSError, match="No space left"):
+        write_hf(Failing(model_of(tok), tok), tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    load(tmp_path / "m")
+
+
+def test_nothing_is_read_before_all_shapes_are_checked(tok, tmp_path, monkeypatch):
+    folder = saved(tok, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": torch.ones(1, 1)}, folder / "model.safetensors")
+    monkeypatch.setattr(TensorFiles, "tensor", lambda *_: pytest.fail("a tensor was read"))
+    with pytest.raises(ValueError, match=r"lm_head.weight has shape \(1, 1\)"):
+        load(folder)
+
+
+def test_auto_tokenizer_gives_our_ids(tok, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    save(model_of(tok), tok, tmp_path / "m")
+    text = "def f(x): return x  # Grüße aus Köln"
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert theirs.encode(text, add_special_tokens=False) == tok.encode(text)

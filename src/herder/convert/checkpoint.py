@@ -19,7 +19,6 @@ import torch
 
 from herder.model import Llama, LlamaConfig
 from herder.records import check_replaceable, replace_folder
-from herder.steps import read_json
 from herder.tokenizer import Tokenizer
 from herder.train.checkpoint import checksum
 
@@ -127,10 +126,9 @@ def check_dtype(name: str, dtype: object, where: Path) -> None:
 
 def verify(folder: Path) -> None:
     """Compares the files of a folder that herder wrote with the checksums beside them; a folder without them passes."""
-    sums = folder / CHECKSUMS_FILE
-    if not sums.exists():
+    if not (folder / CHECKSUMS_FILE).exists():
         return
-    for name, expected in read_json(sums).items():
+    for name, expected in read_object(folder / CHECKSUMS_FILE).items():
         path = inside(folder, name)
         if not path.is_file() or checksum(path) != expected:
             raise ValueError(f"{path} is missing or damaged (its checksum differs); make or copy the model again")
@@ -156,6 +154,19 @@ def model_folder(out: Path, marker: str) -> Iterator[tuple[Path, dict[str, str]]
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object in a file of a checkpoint. Raises ValueError where there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); copy the file there") from None
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is damaged (it holds no JSON object); copy the file again")
+    return data
 
 
 def write_json(path: Path, data: dict) -> None:

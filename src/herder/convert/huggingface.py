@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from herder.convert.checkpoint import (
     inside,
     model_folder,
     parameter_shapes,
+    read_object,
     read_tokenizer,
     same,
     whole,
@@ -28,7 +28,6 @@ from herder.convert.checkpoint import (
 )
 from herder.convert.tensorfiles import TensorFiles, n_bytes, write_safetensors
 from herder.model import LlamaConfig, RopeScaling
-from herder.steps import read_json
 from herder.tokenizer import Tokenizer
 
 SHARD_BYTES = 5 * 10**9
@@ -42,7 +41,7 @@ _LEFTOVERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 class HuggingFaceCheckpoint(Checkpoint):
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config = config_of(read_json(inside(folder, "config.json")), folder / "config.json")
+        self.config = config_of(read_object(inside(folder, "config.json")), folder / "config.json")
         weights, files = weight_files(folder)
         self._files = TensorFiles(files)
         self._place = {name: path for path, shapes in self._files.shapes.items() for name in shapes}
@@ -82,8 +81,8 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
             continue
         if not name.endswith(".index.json"):
             return path, [inside(folder, name)]
-        index = read_json(inside(folder, name))
-        places = index.get("weight_map") if isinstance(index, dict) else None
+        index = read_object(inside(folder, name))
+        places = index.get("weight_map")
         if not isinstance(places, dict) or not places:
             raise ValueError(f"{path} has no weight_map; copy the file again")
         files = [inside(folder, file) for file in dict.fromkeys(places.values())]
@@ -103,7 +102,7 @@ def _check_index(weights: Path, files: TensorFiles) -> None:
                 raise ValueError(f"{path} holds the tensor {name}, and so does {seen[name]}; copy the model again")
             seen[name] = path
     if weights.name.endswith(".index.json"):
-        for name, file in read_json(weights)["weight_map"].items():
+        for name, file in read_object(weights)["weight_map"].items():
             if seen.get(name) != weights.parent / file:
                 raise ValueError(f"{weights.parent / file} lacks the tensor {name}, which {weights.name} places there")
 
@@ -202,13 +201,11 @@ _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "par
 """Fields of which a Llama has one value; absent ones have it."""
 
 
-def config_of(data: Any, path: Path) -> LlamaConfig:
+def config_of(data: dict, path: Path) -> LlamaConfig:
     """The shape that a config.json states, in today's fields or in older ones.
 
     Raises ValueError, naming file and field, for another architecture and for what would make another function of the weights.
     """
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} is no JSON object; copy the file again")
     kinds = data.get("architectures") or ["LlamaForCausalLM"]
     if data.get("model_type") != "llama" or kinds != ["LlamaForCausalLM"]:
         other = f"of model type {data.get('model_type')!r}, architecture {', '.join(map(str, kinds))}"
@@ -234,21 +231,21 @@ def config_of(data: Any, path: Path) -> LlamaConfig:
             head_dim=whole(data.get("head_dim") or 0),
             norm_eps=float(data["rms_norm_eps"]),
             rope_theta=float(theta),
-            rope_scaling=_scaling_of(rope, path),
+            rope_scaling=_scaling_of(rope),
             tie_embeddings=bool(data.get("tie_word_embeddings", False)),
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the field {error}") from None
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds a value of another type than a Llama's ({error})") from None
-    except ZeroDivisionError:
-        raise ValueError(f"{path} holds a zero where a Llama has a size") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _scaling_of(rope: dict, path: Path) -> RopeScaling | None:
+def _scaling_of(rope: dict) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
-        raise ValueError(f"{path}: rope_type {kind!r} is not known; default and llama3 can be loaded")
+        raise ValueError(f"rope_type {kind!r} is not known; default and llama3 can be loaded")
     if kind == "default":
         return None
     return RopeScaling(

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,6 +28,7 @@ from herder.convert.checkpoint import (
     inside,
     model_folder,
     parameter_shapes,
+    read_object,
     read_tokenizer,
     same,
     to_half_split,
@@ -38,7 +38,6 @@ from herder.convert.checkpoint import (
 )
 from herder.convert.tensorfiles import TensorFiles, write_tensor
 from herder.model import SHAPES, LlamaConfig, RopeScaling
-from herder.steps import read_json
 from herder.tokenizer import Tokenizer
 
 _OUTER = {EMBEDDING: "tok_embeddings.weight", "model.norm.weight": "norm.weight", HEAD: "output.weight"}
@@ -76,7 +75,7 @@ def own_name(name: str) -> str:
 class MetaCheckpoint(Checkpoint):
     def __init__(self, folder: Path):
         self.folder, says = folder, folder / "params.json"
-        params = read_json(inside(folder, "params.json"))
+        params = read_object(inside(folder, "params.json"))
         self._shards = _shards(folder)
         self._files = TensorFiles(self._shards)
         self._shapes = _shapes(self._files)
@@ -91,7 +90,7 @@ class MetaCheckpoint(Checkpoint):
             says.name,
             lambda name: name if name in self._shapes else own_name(name),
         )
-        if not self.config.tie_embeddings and self._is_tied(params, says):
+        if not self.config.tie_embeddings and self._is_tied(params):
             self.config = replace(self.config, tie_embeddings=True)
             self._names.remove(HEAD)
         self.dtype = self.stored(EMBEDDING)
@@ -144,9 +143,9 @@ class MetaCheckpoint(Checkpoint):
         count = len(self._shards) // self._copies(name)
         return tuple(n * count if i == axis else n for i, n in enumerate(shape))
 
-    def _is_tied(self, params: dict, says: Path) -> bool:
+    def _is_tied(self, params: dict) -> bool:
         """Meta's files hold the head of a tied model too: equal to the embeddings, bit for bit."""
-        stated = _ours(params, says).get("tie_embeddings")
+        stated = _ours(params).get("tie_embeddings")
         if stated is not None or self._axis(_OUTER[EMBEDDING]) != 0:
             return bool(stated)
         pairs = ((self._files.tensor(s, _OUTER[EMBEDDING]), self._files.tensor(s, _OUTER[HEAD])) for s in self._shards)
@@ -182,18 +181,16 @@ def _shapes(files: TensorFiles) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def config_of(params: Any, path: Path, vocab_rows: int, tied: bool) -> LlamaConfig:
+def config_of(params: dict, path: Path, vocab_rows: int, tied: bool) -> LlamaConfig:
     """The shape that a params.json states; `vocab_rows` stands in for a vocabulary size that it leaves open.
 
     Raises ValueError, naming the field, for a model that is more or less than a Llama.
     """
-    if not isinstance(params, dict):
-        raise ValueError(f"{path} is no JSON object; copy the file again")
     for name in _OTHER_MODELS:
         if params.get(name) not in (None, -1):
             raise ValueError(f"{path}: {name} says this is another model than a plain Llama; only that can be loaded")
     try:
-        dim, n_heads, ours = whole(params["dim"]), whole(params["n_heads"]), _ours(params, path)
+        dim, n_heads, ours = whole(params["dim"]), whole(params["n_heads"]), _ours(params)
         theta = float(params.get("rope_theta") or 10_000.0)
         scaled = bool(params.get("use_scaled_rope", False))
         stated = params.get("vocab_size", -1)
@@ -217,8 +214,8 @@ def config_of(params: Any, path: Path, vocab_rows: int, tied: bool) -> LlamaConf
         raise ValueError(f"{path} lacks the field {error}") from None
     except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} holds a value of another type than a Llama's ({error})") from None
-    except ZeroDivisionError:
-        raise ValueError(f"{path} holds a zero where a Llama has a size") from None
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: {error or 'a size is zero'}") from None
 
 
 def published(config: LlamaConfig) -> LlamaConfig | None:
@@ -248,10 +245,10 @@ def ffn_fields(config: LlamaConfig) -> dict[str, float | None]:
     return {"multiple_of": 1, "ffn_dim_multiplier": (config.ffn_dim + 0.5) / int(2 * 4 * config.dim / 3)}
 
 
-def _ours(params: dict, path: Path) -> dict:
+def _ours(params: dict) -> dict:
     ours = params.get("herder", {})
     if not isinstance(ours, dict):
-        raise ValueError(f"{path}: the field herder is no object; delete it")
+        raise TypeError("the field herder is no object")
     return ours
 
 
