@@ -1,7 +1,9 @@
 """Text to ids and back (paper section 3.2): byte-level BPE, and the chat formats built from ids."""
 
 from herder.tokenizer.bpe import PATTERN, StreamDecoder, Tokenizer, special_names, train
-from herder.tokenizer.chat import DIALECTS, ChatFormat, RoleSpan, Turn
+from herder.tokenizer.chat import ChatFormat, RoleSpan, Turn
+from herder.tokenizer.dialects import DIALECTS
+from herder.tokenizer.template import chat_template
 
 __all__ = [
     "DIALECTS",
@@ -11,6 +13,7 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "Turn",
+    "chat_template",
     "special_names",
     "train",
 ]

@@ -7,13 +7,10 @@ between dialects stands in `dialects.py`, how calls are written in `calls.py`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-
-import numpy as np
 
 from herder.records import Dialogue, Message
 from herder.tokenizer.bpe import Tokenizer
@@ -24,19 +21,18 @@ from herder.tokenizer.calls import (
     FORMS,
     Call,
     dump,
-    json_object,
     read_builtin,
     write_builtin,
 )
 from herder.tokenizer.dialects import (
     CUTOFF,
     DIALECTS,
-    ENVIRONMENT,
     HF_DATE,
     Tools,
     announcement,
     functions_note,
 )
+from herder.tokenizer.messages import Digest, announces, calls_of, checked, texts_of
 
 END_OF_TURN, END_OF_MESSAGE, OUT_OF_TOKENS = "end_of_turn", "end_of_message", "out_of_tokens"
 """Stop reasons of an assistant message: the turn is over, it goes on after a tool has run, or the limit was hit."""
@@ -127,7 +123,7 @@ class ChatFormat:
         """
         if isinstance(messages, Dialogue):
             messages, tools = messages.messages, messages.tools if tools is None else tools
-        messages, tools = _checked(messages), Tools.sort(tools, self.dialect)
+        messages, tools = checked(messages), Tools.sort(tools, self.dialect)
         if continue_last:
             self._check_continuable(messages[-1], add_generation_prompt)
         turn = Turn([], [], [])
@@ -155,7 +151,7 @@ class ChatFormat:
         reply: the same in every run, and distinct within a dialogue where the prompt is given.
         """
         known = Tools.sort(tools, self.dialect).names if tools is not None else None
-        return self._message(list(ids), known, _Digest(prompt))
+        return self._message(list(ids), known, Digest(prompt))
 
     def parse_dialogue(self, ids: Sequence[int], tools: list[dict] | None = None) -> list[Message]:
         """The messages of an encoded dialogue; what the format added for `tools` and dates is taken out again.
@@ -164,7 +160,7 @@ class ChatFormat:
         assistant message without an end is one, with stop reason "out_of_tokens". A context comes back as part of its
         message's content. Raises ValueError, naming the position, where ids are not a dialogue of this dialect.
         """
-        ids, messages, waiting, before = list(ids), [], [], _Digest()
+        ids, messages, waiting, before = list(ids), [], [], Digest()
         known = Tools.sort(tools, self.dialect).names if tools is not None else None
         for role, start, end in self._scan(ids):
             before.extend_to(ids, start)
@@ -199,7 +195,7 @@ class ChatFormat:
         """Whether the dialogue takes place in an ipython environment."""
         if self.dialect.hugging_face or tools.builtins:
             return bool(tools.builtins)
-        return self.dialect.builtins and messages[0].get("role") == "system" and _announces(self._texts(messages[0], 0))
+        return self.dialect.builtins and messages[0].get("role") == "system" and announces(texts_of(messages[0], 0))
 
     def _rows(self, messages: list[Message], tools: Tools) -> Iterator[_Row]:
         """The messages, with tools and dates written before them, or as messages of their own (index -1)."""
@@ -222,7 +218,7 @@ class ChatFormat:
 
     def _opening(self, tools: Tools, messages: Sequence[Message] = ()) -> str:
         """What stands before the system message, without the blank line between the two."""
-        own = messages and messages[0].get("role") == "system" and _announces(self._texts(messages[0], 0))
+        own = messages and messages[0].get("role") == "system" and announces(texts_of(messages[0], 0))
         parts = []
         if not own or self.dialect.hugging_face:
             functions = bool(tools.functions)
@@ -242,13 +238,13 @@ class ChatFormat:
         if index < 0:
             return [message["content"]], False, False
         if message["role"] != "assistant":
-            texts = self._texts(message, index)
+            texts = texts_of(message, index)
             return [dump("".join(texts))] if self._quotes(message) else self._trimmed(texts), False, False
-        calls = _calls(message, index)
+        calls = calls_of(message, index)
         eom = message.get("stop_reason") == END_OF_MESSAGE and self.dialect.end_of_message is not None
         if not calls:
-            return self._trimmed(self._texts(message, index)), False, eom
-        beside = self._texts(message, index) if message.get("content") else []
+            return self._trimmed(texts_of(message, index)), False, eom
+        beside = texts_of(message, index) if message.get("content") else []
         text, tag, ends = self._written(calls, index, environment, tools, any(beside))
         if "stop_reason" not in message:
             eom = ends
@@ -304,29 +300,6 @@ class ChatFormat:
             )
         return arguments[key]
 
-    def _texts(self, message: Message, index: int) -> list[str]:
-        """The pieces of a message's content, as they were given, and its context behind a blank line."""
-        content, role = message.get("content"), message.get("role")
-        pieces = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        texts = []
-        for piece in pieces:
-            if isinstance(piece, dict) and piece.get("type") == "text" and isinstance(piece.get("text"), str):
-                texts.append(piece["text"])
-            elif isinstance(content, list):
-                kind = piece.get("type") if isinstance(piece, dict) else type(piece).__name__
-                raise ValueError(
-                    f"message {index} ({role}) has a part of type {str(kind)[:80]!r}; give text parts only"
-                )
-            else:
-                kind = type(content).__name__
-                raise ValueError(f"message {index} ({role}) has content of type {kind}; give a string")
-        context = message.get("context")
-        if context is None:
-            return texts
-        if role != "user" or not isinstance(context, str):
-            raise ValueError(f"message {index} ({role}) has a context; it must be text, and stand in a user message")
-        return [*texts, "\n\n", context]
-
     def _trimmed(self, texts: list[str]) -> list[str]:
         return ["".join(texts).strip()] if self.dialect.hugging_face else texts
 
@@ -372,7 +345,7 @@ class ChatFormat:
 
     # Reading
 
-    def _message(self, ids: list[int], known: frozenset[str] | None, before: _Digest) -> Message:
+    def _message(self, ids: list[int], known: frozenset[str] | None, before: Digest) -> Message:
         """The message of a reply's ids, up to its first stop id."""
         stop_reason, special = OUT_OF_TOKENS, self.tokenizer.special
         end = next((at for at, i in enumerate(ids) if i in self.stop_ids), None)
@@ -457,78 +430,3 @@ class ChatFormat:
             elif first["content"] == note:
                 messages.remove(first)
         return messages
-
-
-def _announces(texts: list[str]) -> bool:
-    return "".join(texts[:2])[: len(ENVIRONMENT)] == ENVIRONMENT
-
-
-def _checked(messages: Iterable[Message]) -> list[Message]:
-    """The messages as a list; ValueError where there is none, or one is no message, or answers a call out of order."""
-    messages, made, waiting = list(messages), set(), []
-    if not messages:
-        raise ValueError("the dialogue has no messages; give at least one")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            kind = type(message).__name__
-            raise ValueError(f'message {index} is of type {kind}; give {{"role": ..., "content": ...}}')
-        if message.get("role") == "assistant":
-            calls = message.get("tool_calls")
-            ids = [c.get("id") for c in calls if isinstance(c, dict)] if isinstance(calls, list) else []
-            waiting = [i for i in ids if isinstance(i, str)]
-            made.update(waiting)
-        if message.get("role") not in ("tool", "ipython"):
-            continue
-        answered = message.get("tool_call_id")
-        if not answered:
-            del waiting[:1]
-        else:
-            if answered not in waiting:
-                fault = "was answered or passed already" if answered in made else "is made nowhere before it"
-                raise ValueError(f"message {index} answers the call {answered!r}, which {fault}")
-            if answered != waiting.pop(0):
-                raise ValueError(
-                    f"message {index} answers the call {answered!r} before those that were made earlier; "
-                    "results are matched to calls by their order, put them in the order of the calls"
-                )
-    return messages
-
-
-def _calls(message: Message, index: int) -> list[Call]:
-    """The calls of an assistant message; ValueError where one is broken."""
-    calls = message.get("tool_calls")
-    if calls is not None and not isinstance(calls, list):
-        raise ValueError(f"message {index} has tool_calls of type {type(calls).__name__}; give a list")
-    found = []
-    for call in calls or ():
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise ValueError(
-                f'message {index} has a tool call without {{"function": {{"name": ..., "arguments": ...}}}}'
-            )
-        arguments = function.get("arguments", "{}")
-        parameters = json_object(arguments)
-        if parameters is None:
-            shown = str(arguments)[:80] if isinstance(arguments, str) else type(arguments).__name__
-            raise ValueError(
-                f"message {index} calls {function['name']} with arguments that are not a JSON object: {shown!r}"
-            )
-        found.append(Call(function["name"], parameters))
-    return found
-
-
-class _Digest:
-    """A digest of the ids before a reply, from which the ids of its calls are made."""
-
-    def __init__(self, ids: Sequence[int] = ()):
-        self._hash, self._length = hashlib.blake2b(digest_size=8), 0
-        self.extend_to(ids, len(ids))
-
-    def extend_to(self, ids: Sequence[int], end: int) -> None:
-        self._hash.update(np.asarray(ids[self._length : end], dtype="<u4").tobytes())
-        self._length = end
-
-    def of(self, reply: Sequence[int]) -> str:
-        digest = self._hash.copy()
-        digest.update(np.asarray(reply, dtype="<u4").tobytes())
-        return digest.hexdigest()

@@ -17,7 +17,7 @@ CUTOFF = "December 2023"
 HF_DATE = "26 Jul 2024"
 """Today's date in the published template of Llama 3.1, where none is given."""
 
-_HF_NOTE = (
+HF_NOTE = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
     'answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument '
     "name and its value}.Do not use variables.\n\n"
@@ -155,7 +155,7 @@ def announcement(dialect: Dialect, builtins: tuple[str, ...], date: str | None, 
 def functions_note(dialect: Dialect, functions: tuple[dict, ...], form: str) -> str:
     """The text that declares functions, and how to call them."""
     if dialect.hugging_face:
-        return _HF_NOTE + "".join(json.dumps(tool, ensure_ascii=False, indent=4) + "\n\n" for tool in functions)
+        return HF_NOTE + "".join(json.dumps(tool, ensure_ascii=False, indent=4) + "\n\n" for tool in functions)
     return note_opening(form) + "\n".join(dump(tool["function"]) for tool in functions)
 
 
