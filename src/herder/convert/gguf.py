@@ -40,7 +40,7 @@ from herder.convert.gguf_metadata import (
 )
 from herder.convert.ollama import FIRST_LINE, modelfile
 from herder.gguf import ALIGNMENT, BLOCKS, MAGIC, TensorInfo, read_gguf
-from herder.tokenizer import Tokenizer
+from herder.tokenizer import Tokenizer, chat_template
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -136,8 +136,6 @@ def write_gguf(checkpoint: Checkpoint, out: Path | str, dtype: str | None = None
     and `fallbacks`, the tensors whose rows are no multiple of 32 and stay F16. Raises ValueError for another dtype, a
     tokenizer that llama.cpp cannot have, or a file in the way that is no GGUF.
     """
-    from herder.tokenizer import chat_template
-
     wanted = (dtype or next(name for name, kind in DTYPES.items() if kind == checkpoint.dtype)).upper()
     if wanted not in FILE_TYPES:
         raise ValueError(f"dtype {dtype!r} cannot be written to GGUF; choose one of {', '.join(FILE_TYPES)}")
