@@ -30,21 +30,29 @@ def checked(messages: Iterable[Message]) -> list[Message]:
             ids = [c.get("id") for c in calls if isinstance(c, dict)] if isinstance(calls, list) else []
             waiting = [i for i in ids if isinstance(i, str)]
             made.update(waiting)
-        if message.get("role") not in ("tool", "ipython"):
-            continue
-        answered = message.get("tool_call_id")
-        if not answered:
-            del waiting[:1]
-        else:
-            if answered not in waiting:
-                fault = "was answered or passed already" if answered in made else "is made nowhere before it"
-                raise ValueError(f"message {index} answers the call {answered!r}, which {fault}")
-            if answered != waiting.pop(0):
-                raise ValueError(
-                    f"message {index} answers the call {answered!r} before those that were made earlier; "
-                    "results are matched to calls by their order, put them in the order of the calls"
-                )
+        elif message.get("tool_calls"):
+            raise ValueError(f"message {index} ({message.get('role')}) has tool_calls; only the assistant calls tools")
+        if message.get("context") is not None and (
+            message.get("role") != "user" or not isinstance(message["context"], str)
+        ):
+            raise ValueError(f"message {index} has a context; it must be text, and stand in a user message")
+        if message.get("role") in ("tool", "ipython"):
+            _match(message.get("tool_call_id"), waiting, made, index)
     return messages
+
+
+def _match(answered: object, waiting: list[str], made: set[str], index: int) -> None:
+    """Takes the call that a result answers from those that wait; without an id it is the first."""
+    if not answered:
+        del waiting[:1]
+    elif answered not in waiting:
+        fault = "was answered or passed already" if str(answered) in made else "is made nowhere before it"
+        raise ValueError(f"message {index} answers the call {str(answered)[:80]!r}, which {fault}")
+    elif answered != waiting.pop(0):
+        raise ValueError(
+            f"message {index} answers the call {answered!r} before those that were made earlier; "
+            "results are matched to calls by their order, put them in the order of the calls"
+        )
 
 
 def texts_of(message: Message, index: int) -> list[str]:
@@ -62,15 +70,12 @@ def texts_of(message: Message, index: int) -> list[str]:
             kind = type(content).__name__
             raise ValueError(f"message {index} ({role}) has content of type {kind}; give a string")
     context = message.get("context")
-    if context is None:
-        return texts
-    if role != "user" or not isinstance(context, str):
-        raise ValueError(f"message {index} ({role}) has a context; it must be text, and stand in a user message")
-    return [*texts, "\n\n", context]
+    return texts if context is None else [*texts, "\n\n", context]
 
 
 def announces(texts: list[str]) -> bool:
-    return "".join(texts[:2])[: len(ENVIRONMENT)] == ENVIRONMENT
+    """Whether a system message announces the ipython environment itself."""
+    return "".join(texts).startswith(ENVIRONMENT)
 
 
 def calls_of(message: Message, index: int) -> list[Call]:
