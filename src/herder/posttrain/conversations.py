@@ -12,14 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
-from herder.config import runtime
+from herder.config import manifest, runtime
 from herder.corpus import open_source
 from herder.posttrain.dialogues import DialogueConfig, reasoning_dialogues
-from herder.records import Dialogue, Message, read_jsonl, write_dialogues
+from herder.records import Dialogue, Message, read_rows, write_dialogues
 
 NAMED = {"no_robots": "hf:HuggingFaceH4/no_robots#train"}
 """Data sets that have a short name here; they are read over the network, through the package datasets."""
@@ -91,14 +89,7 @@ def conversations_manifest(data: str) -> tuple[dict, ...]:
     spec = NAMED.get(data, data)
     if spec.startswith("hf:"):
         return ({"path": spec},)
-    found = []
-    for path in _files(Path(data)):
-        with open(path, "rb") as file:
-            digest = xxhash.xxh3_128()
-            while block := file.read(1 << 22):
-                digest.update(block)
-        found.append({"path": path.name, "bytes": path.stat().st_size, "xxh3": digest.hexdigest()})
-    return tuple(found)
+    return tuple(row for path in _files(Path(data)) for row in manifest(path))
 
 
 def split(dialogues: Iterable[Dialogue], config: ConversationConfig) -> tuple[list[Dialogue], list[Dialogue]]:
@@ -124,7 +115,9 @@ def split(dialogues: Iterable[Dialogue], config: ConversationConfig) -> tuple[li
 def read_conversations(data: str, limit: int = 0) -> Iterator[Dialogue]:
     """Every dialogue of a file, folder or named data set. Raises ValueError with the place of a row in none of the forms."""
     spec = NAMED.get(data, data)
-    rows = _hub_rows(spec) if spec.startswith("hf:") else _file_rows(Path(data))
+    rows = (
+        _hub_rows(spec) if spec.startswith("hf:") else (pair for path in _files(Path(data)) for pair in read_rows(path))
+    )
     for count, (where, row) in enumerate(rows):
         if limit and count >= limit:
             return
@@ -223,35 +216,6 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{path} holds no file that ends in {', '.join(endings)}")
     return files
-
-
-def _file_rows(data: Path) -> Iterator[tuple[str, dict]]:
-    for path in _files(data):
-        if path.suffix == ".parquet":
-            try:
-                file = pq.ParquetFile(path)
-                rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-                yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
-            except pa.ArrowException as error:
-                raise ValueError(
-                    f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); copy it again"
-                ) from None
-        elif path.suffix == ".json" and (array := _json_array(path)) is not None:
-            yield from ((f"{path}, element {n}", row) for n, row in enumerate(array, 1))
-        else:
-            yield from ((f"{path}, row {n}", row) for n, row in enumerate(read_jsonl(path), 1))
-
-
-def _json_array(path: Path) -> list[dict] | None:
-    """The rows of a file that is one JSON array (Alpaca and ShareGPT come so); None where it is not."""
-    with open(path, "rb") as file:
-        head = file.read(256).lstrip()
-    if not head.startswith(b"["):
-        return None
-    rows = _json(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path}: expected an array of JSON objects")
-    return rows
 
 
 def _hub_rows(spec: str) -> Iterator[tuple[str, dict]]:
