@@ -139,7 +139,7 @@ def test_a_damaged_file_is_named_with_its_line(tok, tmp_path, damage, said):
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}", "not json", json.dumps({"herder": {"pattern": "x"}})])
+@pytest.mark.parametrize("text", ["[]", "not json", json.dumps({"herder": {"pattern": "x"}})])
 def test_a_damaged_config_is_named(tok, tmp_path, text):
     tok.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(text)

@@ -1,31 +1,26 @@
-"""Byte-level BPE with the Llama 3 splitting pattern (paper section 3.2), trained by rustbpe and encoded by tiktoken.
+"""Byte-level BPE in the form that encodes fastest: tokens in merging order, encoded by tiktoken (paper section 3.2).
 
-Special ids lie after the base ranks, under the names published with Llama 3.1. The one design decision: encoding knows
-no special token at all. Text never yields a special id, whatever it holds; control ids are only ever placed by code
-that builds id lists (`ChatFormat`, the packing of documents).
+Every file that can be loaded comes to this one form. The one design decision: encoding knows no special token at all. Text
+never yields a special id, whatever it holds; control ids are only ever placed by code that builds id lists (`ChatFormat`, the
+packing of documents). Ids are whatever the file says, in any order; they are ranks only in the Llama family.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import codecs
 import hashlib
-import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import rustbpe
+import numpy as np
+import regex
 import tiktoken
 
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""How Llama 3 cuts text into pieces before merging."""
+from herder.tokenizer.patterns import LLAMA3 as PATTERN
 
 PUBLISHED_SPECIALS = (
     "<|begin_of_text|>",
@@ -44,14 +39,19 @@ PUBLISHED_SPECIALS = (
 LLAMA3_SPECIALS = 256
 """Special ids of the published vocabulary: 128,000 ranks and 256 specials make 128,256."""
 
+STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>", "<|endoftext|>")
+"""Special tokens that end a generation wherever a tokenizer has them; its end token is one too, whatever its name."""
+
 CHUNK_CHARACTERS = 400_000
 RUN_CHARACTERS = 25_000
 """Guards of the published encoder: on longer chunks or runs the expression turns slow or overflows its stack."""
 
-_LONG_RUN = re.compile(rf"\s{{{RUN_CHARACTERS + 1},}}|\S{{{RUN_CHARACTERS + 1},}}")
-_SPARE_MERGES = 64
+BATCH_TEXTS = 32
+"""Texts that a thread takes at a time."""
 
-RANKS_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer_config.json"
+_KIND = re.compile(r"\s+|\S+")
+_LEADS = ((0, 0x80, 0, 0), (0xC0, 0xE0, 6, 0x80), (0xE0, 0xF0, 12, 0x800), (0xF0, 0xF8, 18, 0x10000))
+"""UTF-8's first bytes: from, to, bits in the bytes that follow, least character that is written so."""
 
 
 def special_names(count: int = LLAMA3_SPECIALS) -> list[str]:
@@ -62,150 +62,197 @@ def special_names(count: int = LLAMA3_SPECIALS) -> list[str]:
     return [*PUBLISHED_SPECIALS, *reserved]
 
 
-def train(texts: Iterable[str], vocab_size: int, n_special: int = LLAMA3_SPECIALS, pattern: str = PATTERN) -> Tokenizer:
-    """Trains a tokenizer of exactly `vocab_size` ids, `n_special` of them special, on a stream of texts.
+@dataclass(frozen=True)
+class Conventions:
+    """What a tokenizer's files say beside its vocabulary. Names of special tokens; "" where there is none.
 
-    The same texts give the same ranks. Raises ValueError where the texts are too few for that many merges.
+    `add_bos`: whether plain text is published with begin_of_text before it; `dialect`: the chat format that was recorded.
     """
-    wanted = vocab_size - n_special
-    if wanted < 256:
-        raise ValueError(
-            f"vocab_size {vocab_size} leaves {wanted} base tokens beside {n_special} special; 256 are bytes"
-        )
-    trainer = rustbpe.Tokenizer()
-    # Two merges can spell the same bytes; tiktoken needs distinct ones, so a few spare merges stand in for the repeats.
-    trainer.train_from_iterator(iter(texts), wanted + _SPARE_MERGES, pattern=pattern)
-    ordered = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
-    tokens = list(dict.fromkeys(bytes(token) for token, _ in ordered))[:wanted]
-    if len(tokens) < wanted:
-        raise ValueError(
-            f"the texts give only {len(tokens)} base tokens of the {wanted} asked for; "
-            f"give more text or set vocab_size to {len(tokens) + n_special} or less"
-        )
-    return Tokenizer({token: rank for rank, token in enumerate(tokens)}, special_names(n_special), pattern)
+
+    bos: str = ""
+    eos: str = ""
+    pad: str = ""
+    add_bos: bool = False
+    dialect: str = ""
+
+    @classmethod
+    def of(cls, specials: Iterable[str]) -> Conventions:
+        """What the names of the Llama 3 family call for; empty for others."""
+        names = set(specials)
+        if "<|begin_of_text|>" not in names:
+            return cls()
+        eos, pad = "<|end_of_text|>", "<|finetune_right_pad_id|>"
+        return cls("<|begin_of_text|>", eos if eos in names else "", pad if pad in names else "", add_bos=True)
 
 
 class Tokenizer:
-    """Base ranks 0..n-1, then the special ids. `special` maps each special token's published name to its id."""
+    """Text to ids and back. `special` maps the name of each special token to its id, `ranks` each ordinary token that text can
+    become to its id, in merging order."""
 
-    def __init__(self, ranks: dict[bytes, int], specials: Iterable[str], pattern: str = PATTERN):
-        names = list(specials)
-        if sorted(ranks.values()) != list(range(len(ranks))):
-            raise ValueError(f"the {len(ranks)} ranks of a tokenizer must be 0 to {len(ranks) - 1}, each once")
-        missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-        if missing:
-            raise ValueError(f"the tokenizer has no token for byte {missing[0]}; every one of the 256 bytes needs one")
-        if len(set(names)) != len(names):
-            raise ValueError("the special tokens of a tokenizer must have distinct names")
-        self.ranks, self.pattern = ranks, pattern
-        self.special = {name: len(ranks) + i for i, name in enumerate(names)}
-        self.n_vocab = len(ranks) + len(names)
-        self._encoding = tiktoken.Encoding("herder", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-        self._pieces = sorted(ranks, key=ranks.__getitem__) + [name.encode() for name in names]
+    def __init__(
+        self,
+        ranks: dict[bytes, int],
+        specials: Iterable[str] | dict[str, int],
+        pattern: str = PATTERN,
+        *,
+        unreached: dict[int, bytes] | None = None,
+        conventions: Conventions | None = None,
+        lossy: bool = False,
+    ):
+        """`ranks` in merging order: of all neighbours the pair that spells the earliest token merges first.
 
-    @property
-    def n_base(self) -> int:
-        """How many ids are ordinary; ids from here on are special."""
-        return len(self.ranks)
+        Specials given as a list of names follow the other ids. `unreached` are ids that decode to bytes but that no text
+        becomes. `lossy` allows that bytes have no token: as in `tokenizers`, they vanish from a text. Raises ValueError where
+        ids do not run from 0 without holes and repeats.
+        """
+        self.ranks, self.pattern, self.unreached = ranks, pattern, dict(unreached or {})
+        self.n_base = len(ranks) + len(self.unreached)
+        names = specials if isinstance(specials, dict) else _numbered(specials, self.n_base)
+        self.special: dict[str, int] = dict(sorted(names.items(), key=lambda item: item[1]))
+        self.special_ids = frozenset(self.special.values())
+        self.n_vocab = self.n_base + len(self.special)
+        _check_ids([*ranks.values(), *self.unreached, *self.special.values()], self.n_vocab)
+        self.missing = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
+        if self.missing and not lossy:
+            raise ValueError(f"the tokenizer has no token for byte {self.missing[0]}; all 256 bytes need one")
+        self._lost = _characters_with(self.missing)
+        self.conventions = conventions or Conventions.of(self.special)
+        for kind in ("bos", "eos", "pad"):
+            if (name := getattr(self.conventions, kind)) and name not in self.special:
+                raise ValueError(f"the {kind} token {name!r} is not among the tokenizer's special tokens")
+        pieces = {id_: token for token, id_ in ranks.items()} | self.unreached
+        plain = [pieces.get(i, b"") for i in range(self.n_vocab)]
+        self._plain, self._pieces = plain, plain.copy()
+        for name, id_ in self.special.items():
+            self._pieces[id_] = name.encode("utf-8", "replace")
+        self._open(ranks)
+
+    def _open(self, ranks: dict[bytes, int]) -> None:
+        """The encoder; it takes ids for ranks where they rise in merging order, else a table leads from ranks to ids."""
+        ids, self._ids = np.fromiter(ranks.values(), dtype=np.int64, count=len(ranks)), None
+        if (np.diff(ids) < 0).any():
+            ranks, self._ids = {token: rank for rank, token in enumerate(ranks)}, ids
+        try:
+            self._encoding = tiktoken.Encoding("herder", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
+            self._pattern = regex.compile(self.pattern)
+        except (ValueError, regex.error) as error:
+            raise ValueError(f"the splitting expression {self.pattern!r} cannot be read ({error})") from None
 
     @property
     def bos_id(self) -> int:
-        return self.special["<|begin_of_text|>"]
+        """The id before every document: begin_of_text, or the end token where there is no other (GPT-2 does so)."""
+        return self.special[self.conventions.bos] if self.conventions.bos else self.eos_id
 
     @property
     def eos_id(self) -> int:
-        return self.special["<|end_of_text|>"]
+        if not self.conventions.eos:
+            raise ValueError("the tokenizer names no end token; add eos_token to its tokenizer_config.json")
+        return self.special[self.conventions.eos]
 
     @property
     def pad_id(self) -> int:
-        return self.special["<|finetune_right_pad_id|>"]
+        """The id of padding; the end token where there is none."""
+        return self.special[self.conventions.pad] if self.conventions.pad else self.eos_id
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the published tokenizer puts `bos_id` before plain text."""
+        return self.conventions.add_bos
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end a generation: end_of_text, eom_id, eot_id."""
-        return frozenset(self.special[f"<|{name}|>"] for name in ("end_of_text", "eom_id", "eot_id"))
+        """Ids that end a generation: the end token and every one of `STOPS` that is there."""
+        names = {name for name in (*STOPS, self.conventions.eos) if name in self.special}
+        return frozenset(self.special[name] for name in names)
 
     @property
+    def dialect(self) -> str:
+        """The chat dialect that its files record or its special tokens call for; "" where neither does."""
+        if self.conventions.dialect:
+            return self.conventions.dialect
+        if {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"} <= self.special.keys():
+            return "llama3.1" if {"<|eom_id|>", "<|python_tag|>"} <= self.special.keys() else "llama3"
+        return "chatml" if {"<|im_start|>", "<|im_end|>"} <= self.special.keys() else ""
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that two tokenizers share only if they encode and decode alike."""
-        digest = hashlib.sha256(self.pattern.encode() + b"\0" + "\0".join(self.special).encode())
-        for piece in self._pieces[: self.n_base]:
-            digest.update(len(piece).to_bytes(4, "big") + piece)
+        digest = hashlib.sha256(self.pattern.encode())
+        rows = [(b"%d" % i, token) for token, i in self.ranks.items()]
+        rows += [(b"s%d" % i, name.encode("utf-8", "replace")) for name, i in self.special.items()]
+        rows += [(b"u%d" % i, token) for i, token in sorted(self.unreached.items())]
+        digest.update(b"".join(b"\n%s %d %s" % (kind, len(token), token) for kind, token in rows))
         return digest.hexdigest()[:16]
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
-        """Ids of the text, never special ones; `bos` and `eos` put begin_of_text before and end_of_text behind.
+        """Ids of the text, never special ones; `bos` and `eos` put `bos_id` before and `eos_id` behind.
 
-        Lone surrogates become U+FFFD. Text beyond the guards is cut first, as the published encoder does.
+        Lone surrogates become U+FFFD. Text beyond the guards is cut first, exactly where the published encoder cuts.
         """
-        if len(text) <= RUN_CHARACTERS:
-            ids = self._encoding.encode_ordinary(text)
-        else:
-            ids = [i for piece in guarded(text) for i in self._encoding.encode_ordinary(piece)]
+        encode = self._encode if self._lost is None or not self._lost.search(text) else self._encode_lossy
+        ids = encode(text) if len(text) <= RUN_CHARACTERS else [i for piece in guarded(text) for i in encode(piece)]
         if bos:
             ids.insert(0, self.bos_id)
         if eos:
             ids.append(self.eos_id)
         return ids
 
+    def _encode(self, text: str) -> list[int]:
+        ids = self._encoding.encode_ordinary(text)
+        return ids if self._ids is None else self._ids[ids].tolist()
+
+    def encode_piece(self, piece: bytes) -> list[int]:
+        """Ids of one piece that the pattern has already cut out."""
+        ids = self._encoding._encode_single_piece(piece)
+        return ids if self._ids is None else self._ids[ids].tolist()
+
+    def _encode_lossy(self, text: str) -> list[int]:
+        """`_encode` for a text with bytes that have no token: they go after it was cut into pieces, before merging."""
+        whole, ids = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), []
+        for match in self._pattern.finditer(whole):
+            if piece := match[0].encode().translate(None, self.missing):
+                ids += self.encode_piece(piece)
+        return ids
+
     def encode_batch(self, texts: list[str], threads: int = 2, bos: bool = False, eos: bool = False) -> list[list[int]]:
         """`encode` for each text, on `threads` threads (the encoder runs outside Python's lock)."""
         if threads <= 1 or len(texts) < 2:
             return [self.encode(text, bos, eos) for text in texts]
+        size = min(BATCH_TEXTS, -(-len(texts) // threads))
+        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda text: self.encode(text, bos, eos), texts))
+            done = pool.map(lambda part: [self.encode(text, bos, eos) for text in part], parts)
+            return [ids for part in done for ids in part]
 
     def decode_bytes(self, ids: Iterable[int], special: bool = True) -> bytes:
         """The bytes of the ids; special ids are written as their names, or left out where `special` is False."""
-        out, limit = [], self.n_vocab if special else self.n_base
-        for i in ids:
-            if not 0 <= i < self.n_vocab:
-                raise ValueError(f"id {i} is not one of this tokenizer's {self.n_vocab} ids (0 to {self.n_vocab - 1})")
-            if i < limit:
-                out.append(self._pieces[i])
-        return b"".join(out)
+        ids, pieces = list(ids), self._pieces if special else self._plain
+        if ids and (min(ids) < 0 or max(ids) >= self.n_vocab):
+            wrong = next(i for i in ids if not 0 <= i < self.n_vocab)
+            raise ValueError(f"id {wrong} is not one of this tokenizer's {self.n_vocab} ids (0 to {self.n_vocab - 1})")
+        return b"".join([pieces[i] for i in ids])
 
     def decode(self, ids: Iterable[int], special: bool = True) -> str:
         """`decode_bytes` as text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids, special).decode("utf-8", errors="replace")
 
-    def save(self, folder: Path | str) -> None:
-        """Writes tokenizer.model (tiktoken's text of ranks) and tokenizer_config.json, each whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = (
-            f"{base64.b64encode(piece).decode()} {rank}\n" for rank, piece in enumerate(self._pieces[: self.n_base])
-        )
-        _write(folder / RANKS_FILE, "".join(lines))
-        fields = {"pattern": self.pattern, "n_base": self.n_base, "special": list(self.special)}
-        _write(folder / CONFIG_FILE, json.dumps({"herder": fields}, ensure_ascii=False, indent=1) + "\n")
+    def save(self, folder: Path | str, chat_template: str = "") -> None:
+        """Writes tokenizer.json and tokenizer_config.json of Hugging Face's and, where ids are ranks, tokenizer.model of
+        tiktoken's; each whole or not at all. `chat_template` is what Hugging Face's tools shall render."""
+        from herder.tokenizer.files import save
+
+        save(self, Path(folder), chat_template)
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """Reads a folder written by `save`, or a file of tiktoken ranks.
+        """Reads a folder or a file: herder's own, tiktoken ranks (Meta's tokenizer.model), Hugging Face's tokenizer.json, GGUF.
 
-        A bare ranks file gets the Llama 3 pattern and its 256 special tokens. Raises ValueError naming file and line
-        where something is damaged.
+        A bare ranks file gets the Llama 3 pattern and its 256 special tokens. Raises ValueError naming the file and the place
+        where something is damaged or not expressible.
         """
-        path = Path(path)
-        ranks_path = path / RANKS_FILE if path.is_dir() else path
-        if not ranks_path.is_file():
-            raise ValueError(f"{ranks_path} does not exist; give a folder that holds {RANKS_FILE}, or a file of ranks")
-        ranks, config_path = read_ranks(ranks_path), ranks_path.with_name(CONFIG_FILE)
-        if not path.is_dir() or not config_path.exists():
-            return cls(ranks, special_names())
-        try:
-            fields = json.loads(config_path.read_text(encoding="utf-8"))["herder"]
-            pattern, n_base, specials = (
-                str(fields["pattern"]),
-                int(fields["n_base"]),
-                [str(s) for s in fields["special"]],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{config_path} is damaged ({error!r}); save the tokenizer again") from None
-        if len(ranks) != n_base:
-            raise ValueError(f"{ranks_path} holds {len(ranks)} ranks where {CONFIG_FILE} says {n_base}; copy it again")
-        return cls(ranks, specials, pattern)
+        from herder.tokenizer.files import load
+
+        return load(Path(path))
 
 
 class StreamDecoder:
@@ -230,39 +277,54 @@ def guarded(text: str) -> Iterator[str]:
     A kind is whitespace or everything else, as in the published encoder.
     """
     for start in range(0, len(text), CHUNK_CHARACTERS):
-        chunk, begin = text[start : start + CHUNK_CHARACTERS], 0
-        for run in _LONG_RUN.finditer(chunk):
-            for cut in range(run.start() + RUN_CHARACTERS, run.end(), RUN_CHARACTERS):
-                yield chunk[begin:cut]
-                begin = cut
-        yield chunk[begin:]
+        yield from cut_runs(text[start : start + CHUNK_CHARACTERS], RUN_CHARACTERS, _KIND)
 
 
-def read_ranks(path: Path) -> dict[bytes, int]:
-    """Reads tiktoken's text of ranks (a base64 token and its rank a line); ValueError names the broken line."""
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            token, rank = line.split()
-            piece, value = base64.b64decode(token, validate=True), int(rank)
-        except (ValueError, binascii.Error):
-            raise ValueError(
-                f"{path}, line {number}: expected a base64 token and its rank; copy the file again"
-            ) from None
-        if value != len(ranks) or piece in ranks or not piece:
-            raise ValueError(
-                f"{path}, line {number}: rank {value} stands where rank {len(ranks)} with a new token was expected; "
-                "a rank is missing or repeated, copy the file again"
-            )
-        ranks[piece] = value
-    if not ranks:
-        raise ValueError(f"{path} holds no ranks; copy the file again")
-    return ranks
+def cut_runs(text: str, longest: int, kind: re.Pattern) -> Iterator[str]:
+    """Cuts runs of more than `longest` characters of one kind after every `longest` of them, and nothing else.
+
+    `kind` matches any run whole. Time is linear: only the run that reaches over the end of each stretch is looked at.
+    """
+    begin = start = 0
+    while len(text) - start > longest:
+        window = text[start : start + longest + 1]
+        tail = kind.match(window[::-1]).end()
+        if tail > longest:
+            start += longest
+            yield text[begin:start]
+            begin = start
+        else:
+            start += len(window) - tail
+    yield text[begin:]
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def _numbered(names: Iterable[str], first: int) -> dict[str, int]:
+    names = list(names)
+    if len(set(names)) != len(names):
+        raise ValueError("the special tokens of a tokenizer must have distinct names")
+    return {name: first + i for i, name in enumerate(names)}
+
+
+def _check_ids(ids: list[int], n_vocab: int) -> None:
+    found = np.sort(np.asarray(ids, dtype=np.int64))
+    if np.array_equal(found, np.arange(n_vocab)):
+        return
+    if len(repeated := found[1:][np.diff(found) == 0]):
+        raise ValueError(f"id {repeated[0]} belongs to more than one token")
+    hole = int(np.setdiff1d(np.arange(n_vocab), found)[0])
+    raise ValueError(f"no token has the id {hole}, while the {n_vocab} ids of its tokens must be 0 to {n_vocab - 1}")
+
+
+def _characters_with(missing: bytes) -> re.Pattern | None:
+    """A search for the characters whose UTF-8 form holds one of these bytes; None where text cannot hold them."""
+    ranges = []
+    for byte in missing:
+        if 0x80 <= byte < 0xC0:
+            raise ValueError(f"the tokenizer has no token for byte {byte}, which most scripts need")
+        for low, high, bits, least in _LEADS:
+            first = max(byte - low << bits, least)
+            last = min((byte - low + 1 << bits) - 1, 0x10FFFF)
+            if low <= byte < high and first <= last:
+                ranges.append(f"{re.escape(chr(first))}-{re.escape(chr(last))}")
+    # Two surrogates may spell a character that is among these.
+    return re.compile(f"[{''.join(ranges)}\ud800-\udfff]") if ranges else None
