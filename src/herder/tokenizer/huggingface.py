@@ -31,6 +31,7 @@ class _Bytes(dict):
         return 0xFFFF
 
 
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 _SPELLED = _alphabet()
 _WRITE = dict(enumerate(_SPELLED))
 _READ = _Bytes((ord(character), byte) for byte, character in enumerate(_SPELLED))
@@ -182,7 +183,7 @@ def write(tokenizer: Tokenizer, chat_template: str = "") -> tuple[str, str]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(name, i) for name, i in tokenizer.special.items()],
+        "added_tokens": [{"id": i, "content": name} | _FLAGS for name, i in tokenizer.special.items()],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
@@ -211,11 +212,6 @@ def write(tokenizer: Tokenizer, chat_template: str = "") -> tuple[str, str]:
     )
 
 
-def _added(name: str, id_: int) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": id_, "content": name, **flags, "special": True}
-
-
 def _post_processor(tokenizer: Tokenizer) -> dict[str, Any]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
     if not tokenizer.add_bos:
@@ -238,7 +234,7 @@ def _config(tokenizer: Tokenizer, chat_template: str) -> dict[str, Any]:
     own = {"pattern": tokenizer.pattern, "n_base": tokenizer.n_base, "special": list(tokenizer.special)}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "added_tokens_decoder": {str(i): _added(name, i) for name, i in tokenizer.special.items()},
+        "added_tokens_decoder": {str(i): _FLAGS | {"content": name} for name, i in tokenizer.special.items()},
         **names,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
