@@ -238,7 +238,7 @@ def test_flipped_bytes_cost_a_sentence_and_nothing_else(tmp_path):
     vocabulary = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": list("abcdefgh")}
     path = write(tmp_path / "m.gguf", metadata(config) | vocabulary, tensors(config, "Q8_0"))
     sound, draw, opened = path.read_bytes(), random.Random(1), 0
-    for _ in range(1500):
+    for _ in range(800):
         data = bytearray(sound)
         for _ in range(draw.randint(1, 3)):
             data[draw.randrange(len(data))] = draw.choice((0, 1, 8, 127, 128, 255, draw.randrange(256)))
@@ -251,7 +251,7 @@ def test_flipped_bytes_cost_a_sentence_and_nothing_else(tmp_path):
             checkpoint.tokenizer()
         except ValueError:
             continue
-    assert opened > 100
+    assert opened > 50
 
 
 def test_without_the_package_plain_types_are_read_and_quantized_ones_name_the_command(tmp_path, monkeypatch):

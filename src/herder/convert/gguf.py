@@ -152,7 +152,7 @@ def write_gguf(checkpoint: Checkpoint, out: Path | str, dtype: str | None = None
         "general.alignment": ALIGNMENT,
         **metadata_of(config),
         **vocabulary_of(tokenizer, config.vocab_size),
-        "tokenizer.chat_template": chat_template(tokenizer.dialect),
+        **({"tokenizer.chat_template": chat_template(tokenizer.dialect)} if tokenizer.dialect else {}),
     }
     plan = {
         name: (shape, _type_for(name, shape, wanted, config.tie_embeddings)) for name, shape in parameter_shapes(config)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +20,15 @@ from herder.convert.checkpoint import EMBEDDING, HEAD
 from herder.gguf import Gguf
 from herder.model import LlamaConfig, RopeScaling
 from herder.model.rope import inverse_frequencies
-from herder.tokenizer import PATTERN, Tokenizer
+from herder.tokenizer import Tokenizer, huggingface
+from herder.tokenizer.patterns import GGUF_NAMES, GGUF_WHOLE_PIECES
 
 ARCHITECTURE = "llama"
 ROPE_FACTORS = "rope_freqs.weight"
 SCALING_KEY = "herder.rope_scaling"
 """Metadata of ours beside the factors: factor, low_freq_factor, high_freq_factor, original_max_seq_len."""
-PRE = {PATTERN: "llama-bpe"}
-"""A tokenizer's splitting pattern -> llama.cpp's name for it."""
+KINDS = ("llama-bpe", "qwen2", "gpt-2", "smollm")
+"""llama.cpp's names for ways to cut text, one for each that herder knows."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """llama.cpp's types of tokens."""
 
@@ -81,7 +80,7 @@ def with_scaling(config: LlamaConfig, factors: torch.Tensor, file: Gguf) -> Llam
         return config
     candidates, stated = [], file.metadata.get(SCALING_KEY)
     if isinstance(stated, list) and len(stated) == 4 and all(isinstance(v, float) and 0 < v < 2**31 for v in stated):
-        candidates.append(RopeScaling(*stated[:3], original_max_seq_len=int(stated[3])))
+        candidates.append(RopeScaling(*map(_shortest, stated[:3]), original_max_seq_len=int(stated[3])))
     if math.isfinite(last := float(factors[-1])) and last > 0:
         candidates.append(RopeScaling(factor=last))
     for scaling in candidates:
@@ -122,7 +121,7 @@ def config_of(file: Gguf, tied: bool) -> LlamaConfig:
         right = isinstance(value, kind) and not isinstance(value, bool) and 0 < value < 2**31
         if not right:
             raise ValueError(f"{file.path}: llama.{key} is {_short(value)}; a Llama has one positive number there")
-        return float(str(np.float32(value))) if kind is float else value  # 1e-05, not fp32's 9.999999747378752e-06
+        return _shortest(value) if kind is float else value
 
     vocab_size = _vocab_size(file)
     if (stated := number("vocab_size", vocab_size)) != vocab_size:
@@ -190,14 +189,15 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
 def vocabulary_of(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     """The metadata of a tokenizer, its list filled up to `size` with unused tokens. Raises ValueError for a splitting
     pattern that llama.cpp does not have."""
-    if tokenizer.pattern not in PRE:
+    # Where llama.cpp takes a whole piece for a token whatever the merges say, tokens that merging never reaches would appear.
+    fits = [name for name in KINDS if GGUF_NAMES[name] == tokenizer.pattern]
+    fits = [name for name in fits if not (tokenizer.unreached and name in GGUF_WHOLE_PIECES)]
+    if not fits:
         raise ValueError(
-            f"the tokenizer splits text by a pattern that llama.cpp does not know: {_short(tokenizer.pattern)}; "
-            f"GGUF can hold tokenizers of these kinds: {', '.join(PRE.values())}"
+            f"the tokenizer cuts text in a way that llama.cpp has no name for: {_short(tokenizer.pattern)}; "
+            f"GGUF can hold tokenizers of the kinds {', '.join(KINDS)}"
         )
-    with tempfile.TemporaryDirectory() as folder:  # tokenizer.json spells tokens and merges just as GGUF does
-        tokenizer.save(folder)
-        data = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+    data = json.loads(huggingface.write(tokenizer)[0])  # tokenizer.json spells tokens and merges just as GGUF does
     tokens, types = [f"[PAD{i}]" for i in range(size)], [UNUSED] * size
     for token, i in data["model"]["vocab"].items():
         tokens[i], types[i] = token, NORMAL
@@ -210,7 +210,7 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     found = {kind: [tokenizer.special[n] for n in names if n in tokenizer.special] for kind, names in ends.items()}
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": PRE[tokenizer.pattern],
+        "tokenizer.ggml.pre": fits[0],
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": merges,
@@ -221,6 +221,11 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
         "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
         "tokenizer.ggml.add_eos_token": False,
     }
+
+
+def _shortest(value: float) -> float:
+    """The shortest number that is this one in fp32, as metadata holds numbers: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
 
 
 def _short(value: Any) -> str:

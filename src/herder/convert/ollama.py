@@ -14,20 +14,17 @@ FIRST_LINE = "# An Ollama model, written by herder."
 
 
 def modelfile(gguf: str, tokenizer: Tokenizer) -> str:
-    """The Modelfile of the GGUF file named `gguf` in the same folder. Raises ValueError for a name it cannot spell."""
+    """The Modelfile of the GGUF file named `gguf` in the same folder; without a chat dialect, it has no template.
+
+    Raises ValueError for a file name that a Modelfile cannot spell.
+    """
     if not gguf.isprintable() or gguf != gguf.strip():
         raise ValueError(f"the file name {gguf!r} has characters that a Modelfile cannot hold; give a plain name")
-    dialect = DIALECTS[tokenizer.dialect]
-    stops = [name for name in dialect.stops if name in tokenizer.special]
-    return "\n".join(
-        [
-            f"{FIRST_LINE} In this folder: ollama create NAME -f THIS_FILE",
-            f"FROM ./{gguf}",
-            f'TEMPLATE """{go_template(dialect)}"""',
-            *(f'PARAMETER stop "{name}"' for name in stops),
-            "",
-        ]
-    )
+    lines = [f"{FIRST_LINE} In this folder: ollama create NAME -f THIS_FILE", f"FROM ./{gguf}"]
+    if dialect := DIALECTS.get(tokenizer.dialect):
+        lines.append(f'TEMPLATE """{go_template(dialect)}"""')
+        lines += [f'PARAMETER stop "{name}"' for name in dialect.stops if name in tokenizer.special]
+    return "\n".join([*lines, ""])
 
 
 def go_template(dialect: Dialect) -> str:
