@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from herder.model import Llama, LlamaConfig
 from herder.records import check_replaceable, replace_folder
@@ -59,7 +60,7 @@ def parameter_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]
     try:
         if config.head_dim > _HEAD_DIM_MOST:  # frequencies are computed even on the meta device
             raise RuntimeError
-        with torch.device("meta"):
+        with weightless():
             block = Llama(replace(config, n_layers=1))
     except RuntimeError:
         raise ValueError(f"a model of these sizes cannot exist: {config}") from None
@@ -71,6 +72,21 @@ def parameter_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]
     for i in range(config.n_layers):
         yield from ((f"model.layers.{i}.{name}", shape) for name, shape in inner)
     yield from outer[1:]
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Modules made here have shapes but no weights, which are not drawn either: on the meta device that would do nothing but
+    import torch's compiler, a second and 80 MB of it."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == torch.nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def check_tensors(

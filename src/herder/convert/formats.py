@@ -6,21 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from herder.convert.checkpoint import Checkpoint
+from herder.convert.gguf import GgufCheckpoint, write_gguf
 from herder.convert.huggingface import WEIGHTS, HuggingFaceCheckpoint, write_hf
 from herder.convert.meta import MetaCheckpoint, write_meta
 from herder.convert.tensorfiles import float_type
 
-
-def _write_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> object:
-    from herder.convert.gguf import write_gguf
-
-    return write_gguf(checkpoint, out, dtype)
-
-
 WRITERS: dict[str, Callable[[Checkpoint, Path, str | None], object]] = {
     "hf": lambda checkpoint, out, dtype: write_hf(checkpoint, out, float_type(dtype)),
     "meta": lambda checkpoint, out, dtype: write_meta(checkpoint, out, float_type(dtype)),
-    "gguf": _write_gguf,
+    "gguf": write_gguf,
 }
 """By format: (checkpoint, out, dtype's name or None for as stored) -> anything; writes `out` whole or not at all."""
 
@@ -59,7 +53,5 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         )
     kind, place = found
     if kind == "gguf":
-        from herder.convert.gguf import GgufCheckpoint
-
         return GgufCheckpoint(place)
     return MetaCheckpoint(place) if kind == "meta" else HuggingFaceCheckpoint(place)

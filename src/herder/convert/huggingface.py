@@ -28,7 +28,7 @@ from herder.convert.checkpoint import (
 )
 from herder.convert.tensorfiles import TensorFiles, n_bytes, write_safetensors
 from herder.model import LlamaConfig, RopeScaling
-from herder.tokenizer import Tokenizer
+from herder.tokenizer import Tokenizer, chat_template
 
 SHARD_BYTES = 5 * 10**9
 """Largest weight file written, as on the hub; a model below it is one file."""
@@ -134,7 +134,7 @@ def write_hf(
                 "pad_token_id": tokenizer.pad_id,
             },
         )
-        tokenizer.save(part)
+        tokenizer.save(part, chat_template(tokenizer.dialect) if tokenizer.dialect else "")
     return out
 
 

@@ -128,7 +128,7 @@ class MetaCheckpoint(Checkpoint):
     def _axis(self, own: str) -> int | None:
         """The dimension along which a tensor is cut into shards; None for one that each shard holds whole."""
         if own == _OUTER[EMBEDDING]:
-            return 1 if self._shapes[own][-1] * len(self._shards) == self.config.dim else 0
+            return 0 if self._shapes[own][-1] == self.config.dim else 1
         return 0 if own.endswith(_ROWS) else 1 if own.endswith(_COLUMNS) else None
 
     def _copies(self, name: str) -> int:
@@ -146,7 +146,7 @@ class MetaCheckpoint(Checkpoint):
     def _is_tied(self, params: dict) -> bool:
         """Meta's files hold the head of a tied model too: equal to the embeddings, bit for bit."""
         stated = _ours(params).get("tie_embeddings")
-        if stated is not None or self._axis(_OUTER[EMBEDDING]) != 0:
+        if stated is not None or self._axis(_OUTER[EMBEDDING]) == 1:
             return bool(stated)
         pairs = ((self._files.tensor(s, _OUTER[EMBEDDING]), self._files.tensor(s, _OUTER[HEAD])) for s in self._shards)
         return all(same(embedding, head) for embedding, head in pairs)
@@ -232,7 +232,7 @@ def ffn_dim(dim: int, multiple_of: int, multiplier: float | None) -> int:
     """The width of the feed-forward layers: two thirds of 4 dim, times the multiplier, rounded up (reference code)."""
     width = int(2 * 4 * dim / 3)
     if multiplier is not None:
-        width = int(multiplier * width)
+        width = int(float(multiplier) * width)
     return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from herder.convert.checkpoint import check_dtype
 
-MAPPED_BYTES = 1 << 27
+MAPPED_BYTES = 1 << 26
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _FLOATS_BY_NAME = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
 _WRITTEN_BYTES = 1 << 24

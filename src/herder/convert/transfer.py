@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from herder.convert.catalog import resolve
-from herder.convert.checkpoint import Checkpoint, check_tokenizer, verify
+from herder.convert.checkpoint import Checkpoint, check_tokenizer, verify, weightless
 from herder.convert.formats import WRITERS, format_of, open_checkpoint
 from herder.model import Llama
 from herder.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def load(source: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Llama,
     """
     checkpoint = _opened(resolve(source))
     tokenizer = checkpoint.tokenizer()
-    with torch.device("meta"):
+    with weightless():
         model = Llama(checkpoint.config)
     model = model.to(dtype).to_empty(device="cpu")
     if checkpoint.config.tie_embeddings:
