@@ -21,16 +21,17 @@ def splits(tokens: Sequence[bytes]) -> np.ndarray:
 
     Ordered by token, then left, then right, as the published conversion of Llama 3 lists its merges. int64, shape (n, 3).
     """
-    places = {token: place for place, token in enumerate(tokens)}
-    rows = []
+    place_of = {token: place for place, token in enumerate(tokens)}.get
+    lefts, rights, owners = [], [], []
     for place, token in enumerate(tokens):
-        found = []
         for cut in range(1, len(token)):
-            left, right = places.get(token[:cut]), places.get(token[cut:])
-            if left is not None and right is not None:
-                found.append((left, right, place))
-        rows += sorted(found)
-    return np.asarray(rows, dtype=np.int64).reshape(-1, 3)
+            left = place_of(token[:cut])
+            if left is not None and (right := place_of(token[cut:])) is not None:
+                lefts.append(left)
+                rights.append(right)
+                owners.append(place)
+    rows = np.array([lefts, rights, owners], dtype=np.int64).T
+    return rows[np.lexsort(rows.T)]
 
 
 def reached(tokens: Sequence[bytes], rows: np.ndarray) -> np.ndarray:
@@ -84,22 +85,16 @@ def rank_order(
     tokenizer.json: a piece that is a token becomes that token, whatever the merges say. Raises ValueError for a merge of what
     is no token, and where no order of ranks does what the list does.
     """
+    merges = list(merges)
     order: dict[bytes, None] = dict.fromkeys(token for token in vocabulary if len(token) == 1)
-    listed: dict[tuple[bytes, bytes], int] = {}
-    for number, (left, right) in enumerate(merges):
-        for part in (left, right, left + right):
-            if part not in vocabulary:
-                raise ValueError(
-                    f"merge {number} ({_show(left)} {_show(right)}): {_show(part)} is not in the vocabulary"
-                )
-        order.setdefault(left + right)
-        listed.setdefault((left, right), number)
+    order.update(dict.fromkeys(left + right for left, right in merges))
     made = len(order)
     if whole_pieces:
         order.update(dict.fromkeys(vocabulary))
     tokens = list(order)
+    _check_known(vocabulary, merges, tokens)
     rows = splits(tokens)
-    numbers = [listed.get((tokens[left], tokens[right]), NONE) for left, right, _ in rows.tolist()]
+    numbers = _numbers(tokens, merges, rows)
     if whole_pieces and _in_order(numbers, rows):
         return {token: vocabulary[token] for token in tokens}, {}
     arrived = reached(tokens, rows)
@@ -109,18 +104,42 @@ def rank_order(
     return ranks, {token: id_ for token, id_ in vocabulary.items() if token not in ranks}
 
 
-def _in_order(numbers: list[int], rows: np.ndarray) -> bool:
+def _check_known(vocabulary: dict[bytes, int], merges: list[tuple[bytes, bytes]], tokens: list[bytes]) -> None:
+    """Raises ValueError for the first merge whose parts or whole are no tokens; all of them stand in `tokens` otherwise."""
+    known = vocabulary.keys()
+    if known >= set(tokens) and known >= {part for merge in merges for part in merge}:
+        return
+    for number, (left, right) in enumerate(merges):
+        for part in (left, right, left + right):
+            if part not in known:
+                raise ValueError(
+                    f"merge {number} ({_show(left)} {_show(right)}): {_show(part)} is not in the vocabulary"
+                )
+
+
+def _numbers(tokens: list[bytes], merges: list[tuple[bytes, bytes]], rows: np.ndarray) -> np.ndarray:
+    """Where each row of splits stands in the list of merges; NONE where it is not listed. Shape (rows,)."""
+    n, place_of = len(tokens), {token: place for place, token in enumerate(tokens)}.get
+    pairs = np.array([(place_of(left, NONE), place_of(right, NONE)) for left, right in merges], dtype=np.int64)
+    left, right = pairs.reshape(-1, 2).T
+    keys = np.append(np.where((left < 0) | (right < 0), NONE, left * n + right), NONE)
+    keys, first = np.unique(keys, return_index=True)
+    wanted = rows[:, 0] * n + rows[:, 1]
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, first[at], NONE)
+
+
+def _in_order(numbers: np.ndarray, rows: np.ndarray) -> bool:
     """Whether all splits are listed, and those of one token before those of the next."""
-    at = np.asarray(numbers)
-    return bool((at >= 0).all() and (np.diff(rows[np.argsort(at), 2]) >= 0).all())
+    return bool((numbers >= 0).all() and (np.diff(rows[np.argsort(numbers), 2]) >= 0).all())
 
 
-def _check_reached(tokens: list[bytes], rows: np.ndarray, arrived: np.ndarray, numbers: list[int], made: int) -> None:
+def _check_reached(tokens: list[bytes], rows: np.ndarray, arrived: np.ndarray, numbers: np.ndarray, made: int) -> None:
     """Raises ValueError unless the split by which each token is reached is listed, in order, with parts made before it."""
     last = NONE
     for place in np.flatnonzero(arrived >= 0).tolist():
         left, right, _ = rows[arrived[place]].tolist()
-        number = numbers[arrived[place]]
+        number = int(numbers[arrived[place]])
         early = all(part < place or len(tokens[part]) == 1 for part in (left, right))
         if place >= made or number <= last or not early:
             raise ValueError(
