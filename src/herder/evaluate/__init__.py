@@ -1,5 +1,6 @@
 """Evaluation (paper section 5): tasks, a runner that resumes, measures with intervals, and the baselines to beat."""
 
+from herder.evaluate.answers import AnswerItem, AnswersTask
 from herder.evaluate.baselines import (
     bits_per_byte,
     compressed_bits_per_byte,
@@ -20,8 +21,11 @@ from herder.evaluate.task import (
     GenerationTask,
     TextItem,
 )
+from herder.evaluate.tuned import ModelEvaluation, evaluate_model, suite
 
 __all__ = [
+    "AnswerItem",
+    "AnswersTask",
     "BitsPerByteTask",
     "ChoiceItem",
     "ChoiceTask",
@@ -30,6 +34,7 @@ __all__ = [
     "GenerationItem",
     "GenerationTask",
     "KneserNey",
+    "ModelEvaluation",
     "TextItem",
     "answers_well",
     "bits_per_byte",
@@ -37,8 +42,10 @@ __all__ = [
     "compressed_bits_per_byte",
     "evaluate",
     "evaluate_dialogues",
+    "evaluate_model",
     "fault",
     "most_frequent_answer",
     "nearest_answers",
     "score_answers",
+    "suite",
 ]

@@ -15,23 +15,24 @@ LOOP_REPEATS = 4
 LOOP_UNIQUE_SHARE = 0.3
 """Fewer distinct 4-grams than this share of all is a loop too, in answers of at least 16 of them."""
 _SHORTEST_JUDGED = 16
+DOCUMENT_ENDS = ("<|end_of_text|>", "<|endoftext|>")
 
 
 def fault(completion: Completion, tokenizer: Tokenizer, turn: bool = False) -> str:
     """Why an answer is not well formed, or "": "empty", "unfinished", "control id" or "loop".
 
-    With `turn` it answers a dialogue and must end as a turn does (eot or eom): end_of_text there is a document's end.
+    With `turn` it answers a dialogue and must end as a turn does (eot, eom, im_end): end_of_text there is a document's end.
     """
     ids = completion.ids[:-1] if completion.stop_reason == "stop" else completion.ids
     if completion.stop_reason != "stop":
         return "loop" if loops(ids) else "unfinished"
-    if turn and completion.ids[-1] == tokenizer.eos_id:
+    if turn and completion.ids[-1] in {tokenizer.special.get(name) for name in DOCUMENT_ENDS}:
         return "unfinished"
     if not ids:
         return "empty"
     # python_tag opens a tool call; anywhere else, and any other control id, is out of place.
     body = ids[1:] if ids[0] == tokenizer.special.get("<|python_tag|>") else ids
-    if any(i >= tokenizer.n_base for i in body):
+    if not tokenizer.special_ids.isdisjoint(body):
         return "control id"
     return "loop" if loops(ids) else ""
 

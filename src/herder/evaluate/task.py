@@ -54,11 +54,13 @@ class ChoiceTask:
     name: str
     items: tuple[ChoiceItem, ...]
     delimiter: str = " "
-    bos: bool = True
+    bos: bool | None = None
+    """Whether begin_of_text comes first; None as the tokenizer's publisher has it (Llama 3 yes, SmolLM2 no)."""
 
     def run(self, engine: Engine, chat: ChatFormat | None, items: Sequence[tuple[int, ChoiceItem]]) -> Iterator[dict]:
+        bos = engine.tokenizer.add_bos if self.bos is None else self.bos
         pairs = [
-            split_continuation(engine.tokenizer, item.context, self.delimiter + option, self.bos, engine.context + 1)
+            split_continuation(engine.tokenizer, item.context, self.delimiter + option, bos, engine.context + 1)
             for _, item in items
             for option in item.options
         ]
@@ -275,5 +277,5 @@ def _number(text: str) -> Decimal | None:
 
 def _prompt_ids(tokenizer: Tokenizer, chat: ChatFormat | None, prompt: str | tuple[dict, ...]) -> list[int]:
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt, bos=True)
+        return tokenizer.encode(prompt, bos=tokenizer.add_bos) or [tokenizer.bos_id]
     return (chat or ChatFormat(tokenizer)).encode(prompt, add_generation_prompt=True).ids
