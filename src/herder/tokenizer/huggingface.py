@@ -31,6 +31,7 @@ class _Bytes(dict):
         return 0xFFFF
 
 
+MOST_IDS = 2**31
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 _SPELLED = _alphabet()
 _WRITE = dict(enumerate(_SPELLED))
@@ -138,7 +139,7 @@ def _check_plain(data: dict[str, Any], model: dict[str, Any]) -> None:
 
 
 def _id(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST_IDS:
         raise ValueError(f"{value!r} stands where a token's id belongs")
     return value
 
@@ -185,13 +186,7 @@ def write(tokenizer: Tokenizer, chat_template: str = "") -> tuple[str, str]:
         "padding": None,
         "added_tokens": [{"id": i, "content": name} | _FLAGS for name, i in tokenizer.special.items()],
         "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
+        "pre_tokenizer": patterns.to_chain(tokenizer.pattern),
         "post_processor": _post_processor(tokenizer),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {

