@@ -83,12 +83,12 @@ def leaks(chat, count, seed=0):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_no_content_leaks_a_control_id(toks, dialect):
-    assert leaks(ChatFormat(toks[dialect], dialect), 5_000) == 0
+    assert leaks(ChatFormat(toks[dialect], dialect), 20_000) == 0
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_100_000_contents_leak_no_control_id(toks, dialect):
+def test_no_content_of_100_000_leaks_a_control_id(toks, dialect):
     assert leaks(ChatFormat(toks[dialect], dialect), 100_000, seed=1) == 0
 
 
@@ -122,7 +122,8 @@ def dialogues(draw, dialect, form):
             messages += exchange(made, draw(text) if beside else "", draw(content))
         else:
             name = draw(st.sampled_from(["brave_search", "wolfram_alpha", "code_interpreter"]))
-            given = {"code" if name == "code_interpreter" else "query": draw(content)}
+            # code that spells another tool's call is refused
+            given = {"code": "# " + draw(content)} if name == "code_interpreter" else {"query": draw(content)}
             messages += exchange([(name, given)], "", draw(content))
     return messages
 

@@ -7,7 +7,6 @@ between dialects stands in `dialects.py`, how calls are written in `calls.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from herder.tokenizer.calls import (
     FORMS,
     Call,
     dump,
-    read_builtin,
+    json_value,
     write_builtin,
 )
 from herder.tokenizer.dialects import (
@@ -31,6 +30,7 @@ from herder.tokenizer.dialects import (
     Tools,
     announcement,
     functions_note,
+    read_reply,
 )
 from herder.tokenizer.messages import Digest, announces, calls_of, checked, texts_of
 
@@ -86,7 +86,9 @@ class ChatFormat:
         date: str | None = None,
         cutoff: str = CUTOFF,
     ):
-        name = dialect if dialect is not None else getattr(tokenizer, "dialect", "llama3.1")
+        name = tokenizer.dialect if dialect is None else dialect
+        if not name and dialect is None:
+            raise ValueError(f"the tokenizer's special tokens are no chat format's; name one of {', '.join(DIALECTS)}")
         if name not in DIALECTS:
             raise ValueError(f"dialect {name!r} is unknown; choose one of {', '.join(DIALECTS)}")
         self.tokenizer, self.dialect = tokenizer, DIALECTS[name]
@@ -100,7 +102,9 @@ class ChatFormat:
             raise ValueError(f"dialect {name} has no date lines; leave `date` out")
         self.form = calls or (self.dialect.forms[0] if self.dialect.forms else None)
         self.date, self.cutoff = date or (HF_DATE if self.dialect.dates == "must" else None), cutoff
-        self.stop_ids = frozenset(tokenizer.special[token] for token in self.dialect.stops)
+        self.stop_ids = frozenset(
+            tokenizer.special[token] for token in self.dialect.stops if token in tokenizer.special
+        )
         self._headers = {role: self._header(role) for role in dict.fromkeys(self.dialect.headers.values())}
         self._after_end = tokenizer.encode(self.dialect.after_end)
 
@@ -294,7 +298,7 @@ class ChatFormat:
             raise ValueError(f'message {index} calls {name} with other arguments than {{"{key}": TEXT}}')
         if name in BUILTIN_SEARCH:
             return write_builtin(call)
-        if self._read(arguments[key], True, None)[1][0].name != CODE_INTERPRETER:
+        if read_reply(self.dialect, arguments[key], True, None)[1][0].name != CODE_INTERPRETER:
             raise ValueError(
                 f"message {index} runs code that spells another tool's call and would be read as that call"
             )
@@ -307,13 +311,8 @@ class ChatFormat:
         return self.dialect.hugging_face and self.dialect.headers[message["role"]] == "ipython"
 
     def _unquoted(self, content: str) -> str:
-        if self.dialect.hugging_face:
-            try:
-                value = json.loads(content)
-            except (ValueError, RecursionError):
-                return content
-            return value if isinstance(value, str) else content
-        return content
+        value = json_value(content) if self.dialect.hugging_face else None
+        return value if isinstance(value, str) else content
 
     def _put(self, turn: Turn, ids: list[int], loss: bool = False) -> None:
         turn.ids += ids
@@ -353,7 +352,7 @@ class ChatFormat:
             eom = ids[end] == special.get(self.dialect.end_of_message)
             ids, stop_reason = ids[:end], END_OF_MESSAGE if eom else END_OF_TURN
         tagged = self.dialect.tag is not None and ids[:1] == [special[self.dialect.tag]]
-        content, calls = self._read(self.tokenizer.decode(ids, special=False), tagged, known)
+        content, calls = read_reply(self.dialect, self.tokenizer.decode(ids, special=False), tagged, known)
         message: Message = {"role": "assistant", "content": content}
         if calls:
             digest = before.of(ids)
@@ -368,31 +367,10 @@ class ChatFormat:
         message["stop_reason"] = stop_reason
         return message
 
-    def _read(self, text: str, tagged: bool, known: frozenset[str] | None) -> tuple[str, list[Call]]:
-        """The content and the calls of a reply's text. `known` holds the declared names, None where they are unknown."""
-
-        def is_known(name: str) -> bool:
-            return tagged if known is None else name in known
-
-        forms = self.dialect.forms if tagged or known else ()
-        if tagged:
-            forms = tuple(name for name in forms if name != "function_tag")
-            names = BUILTINS if self.dialect.hugging_face else BUILTIN_SEARCH
-            call = read_builtin(text, names)
-            if call is not None and is_known(call.name):
-                return "", [call]
-        for name in forms:
-            found = FORMS[name].read(text, is_known)
-            if found is not None:
-                return found
-        if tagged and is_known(CODE_INTERPRETER):
-            return "", [Call(CODE_INTERPRETER, {"code": text})]
-        return text, []
-
     def _scan(self, ids: list[int]) -> Iterator[tuple[str, int, int]]:
         """Role, start of the content and end (end token in) of each message; ValueError where ids are no dialogue."""
         special, dialect = self.tokenizer.special, self.dialect
-        ends = {special[name] for name in (dialect.end, dialect.end_of_message, *dialect.stops) if name}
+        ends = self.stop_ids
         never = {special[name] for name in (dialect.begin, dialect.open, dialect.close) if name}
         at = 1 if dialect.begin and ids[:1] == [special[dialect.begin]] else 0
         while at < len(ids):

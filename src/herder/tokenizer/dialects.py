@@ -9,7 +9,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from herder.tokenizer.calls import BUILTINS, CODE_INTERPRETER, FORMS, dump, is_json
+from herder.tokenizer.calls import (
+    BUILTIN_SEARCH,
+    BUILTINS,
+    CODE_INTERPRETER,
+    FORMS,
+    Call,
+    dump,
+    is_json,
+    read_builtin,
+)
 
 ENVIRONMENT = "Environment: ipython"
 CUTOFF = "December 2023"
@@ -55,8 +64,8 @@ class Dialect:
 
     @property
     def control(self) -> list[str]:
-        """The special tokens that the dialect writes or stops at."""
-        names = (self.begin, self.open, self.close, self.end, self.end_of_message, self.tag, *self.stops)
+        """The special tokens that the dialect writes."""
+        names = (self.begin, self.open, self.close, self.end, self.end_of_message, self.tag)
         return [name for name in dict.fromkeys(names) if name]
 
 
@@ -162,3 +171,25 @@ def functions_note(dialect: Dialect, functions: tuple[dict, ...], form: str) -> 
 def note_opening(form: str) -> str:
     wording = FORMS[form].wording
     return f"You may call these functions. To call one, {wording}. Answer directly where none of them helps.\n\n"
+
+
+def read_reply(dialect: Dialect, text: str, tagged: bool, known: frozenset[str] | None) -> tuple[str, list[Call]]:
+    """The content and the calls of a reply's text, `tagged` where python_tag stood before it.
+
+    `known` holds the declared names. Where it is None they are unknown, and the tag alone makes a call.
+    """
+
+    def is_known(name: str) -> bool:
+        return tagged if known is None else name in known
+
+    if tagged:
+        call = read_builtin(text, BUILTINS if dialect.hugging_face else BUILTIN_SEARCH)
+        if call is not None and is_known(call.name):
+            return "", [call]
+    for name in dialect.forms if tagged or known else ():
+        found = None if tagged and name == "function_tag" else FORMS[name].read(text, is_known)
+        if found is not None:
+            return found
+    if tagged and is_known(CODE_INTERPRETER):
+        return "", [Call(CODE_INTERPRETER, {"code": text})]
+    return text, []
