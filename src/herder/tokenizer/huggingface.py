@@ -180,6 +180,9 @@ def write(tokenizer: Tokenizer, chat_template: str = "") -> tuple[str, str]:
                 f"tokens {vocab[text]} and {i} are both {text!r}; tokenizer.json has no place for the second"
             )
         vocab[text] = i
+    # Names that the vocabulary lacks get the ids behind it when the file is read, whatever id stands beside them.
+    last = max(vocab.values())
+    vocab |= {name: i for name, i in tokenizer.special.items() if i < last}
     data = {
         "version": "1.0",
         "truncation": None,
