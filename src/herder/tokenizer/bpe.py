@@ -13,13 +13,14 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import regex
 import tiktoken
 
+from herder.tokenizer.patterns import EXHAUSTIVE
 from herder.tokenizer.patterns import LLAMA3 as PATTERN
 
 PUBLISHED_SPECIALS = (
@@ -50,6 +51,7 @@ BATCH_TEXTS = 32
 """Texts that a thread takes at a time."""
 
 _KIND = re.compile(r"\s+|\S+")
+_ASCII = frozenset(map(chr, range(128)))
 _LEADS = ((0, 0x80, 0, 0), (0xC0, 0xE0, 6, 0x80), (0xE0, 0xF0, 12, 0x800), (0xF0, 0xF8, 18, 0x10000))
 """UTF-8's first bytes: from, to, bits in the bytes that follow, least character that is written so."""
 
@@ -116,6 +118,8 @@ class Tokenizer:
         if self.missing and not lossy:
             raise ValueError(f"the tokenizer has no token for byte {self.missing[0]}; all 256 bytes need one")
         self._lost = _characters_with(self.missing)
+        if self._lost and pattern not in EXHAUSTIVE:
+            raise ValueError(f"the tokenizer has no token for byte {self.missing[0]} and cuts text in a way of its own")
         self.conventions = conventions or Conventions.of(self.special)
         for kind in ("bos", "eos", "pad"):
             if (name := getattr(self.conventions, kind)) and name not in self.special:
@@ -134,8 +138,7 @@ class Tokenizer:
             ranks, self._ids = {token: rank for rank, token in enumerate(ranks)}, ids
         try:
             self._encoding = tiktoken.Encoding("herder", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
-            self._pattern = regex.compile(self.pattern)
-        except (ValueError, regex.error) as error:
+        except ValueError as error:
             raise ValueError(f"the splitting expression {self.pattern!r} cannot be read ({error})") from None
 
     @property
@@ -209,8 +212,8 @@ class Tokenizer:
     def _encode_lossy(self, text: str) -> list[int]:
         """`_encode` for a text with bytes that have no token: they go after it was cut into pieces, before merging."""
         whole, ids = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), []
-        for match in self._pattern.finditer(whole):
-            if piece := match[0].encode().translate(None, self.missing):
+        for match in regex.finditer(self.pattern, _as_tiktoken_reads(whole)):
+            if piece := whole[match.start() : match.end()].encode().translate(None, self.missing):
                 ids += self.encode_piece(piece)
         return ids
 
@@ -296,6 +299,25 @@ def cut_runs(text: str, longest: int, kind: re.Pattern) -> Iterator[str]:
         else:
             start += len(window) - tail
     yield text[begin:]
+
+
+@cache
+def _class_of_tiktoken(name: str) -> tiktoken.Encoding:
+    """An encoder that keeps the characters of a Unicode class and drops all others."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    return tiktoken.Encoding(name, pat_str=rf"\p{{{name}}}", mergeable_ranks=ranks, special_tokens={})
+
+
+def _as_tiktoken_reads(text: str) -> str:
+    """The text with characters on whose class `regex` and tiktoken disagree (those of newer Unicode versions) replaced, one by
+    one, by others of the class that tiktoken sees: `regex` then cuts it where tiktoken cuts the text."""
+    rare, stand_ins = "".join(sorted(set(text) - _ASCII)), {}
+    for name, inside, outside in (("L", "é", "§"), ("N", "½", "§")):
+        encoder = _class_of_tiktoken(name)
+        theirs = set(bytes(encoder.encode_ordinary(rare)).decode())
+        for character in theirs ^ set(regex.findall(rf"\p{{{name}}}", rare)):
+            stand_ins[ord(character)] = inside if character in theirs else stand_ins.get(ord(character), outside)
+    return text.translate(stand_ins)
 
 
 def _numbered(names: Iterable[str], first: int) -> dict[str, int]:
