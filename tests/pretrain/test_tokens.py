@@ -10,7 +10,7 @@ from herder.model import LlamaConfig
 from herder.pretrain import PretrainConfig, TokenizeConfig, TokenizerConfig, pretrain, tokenize, train_tokenizer
 from herder.pretrain.tokens import domain_of
 from herder.records import Document, Span, write_documents, write_table
-from herder.tokenizer import Tokenizer
+from herder.tokenizer import Tokenizer, train
 from herder.train import OptimConfig, TokenShards, TrainConfig
 
 
@@ -52,6 +52,29 @@ def test_the_tokenizer_has_the_size_asked_for(made):
     out, numbers, _ = made
     assert Tokenizer.load(out / "bpe").n_vocab == numbers["vocab_size"] == 400
     assert numbers["heldout_characters_per_token"] > 1.5
+
+
+def test_the_extension_is_learned_on_the_other_languages_and_leaves_the_first_part_as_it_was(corpus, tmp_path):
+    numbers, tokenizers = {}, {}
+    for share in (0.0, 0.125):
+        out = tmp_path / str(share)
+        config = TokenizerConfig(336, n_special=16, extension_share=share)
+        numbers[share] = train_tokenizer(config, {"corpus": corpus}, out)["extension_tokens"]
+        tokenizers[share] = Tokenizer.load(out)
+    assert numbers == {0.0: 0, 0.125: 40}
+    whole = [d.text for d, _ in documents() if d.id != "e0" and int(d.id[1:]) % 10 != 1]
+    english = train([t for t in whole if not t.startswith("La ville")], 336 - 40, n_special=16)
+    two_parts = list(tokenizers[0.125].ranks)
+    assert two_parts[:280] == list(english.ranks)
+    assert any("é".encode() in token for token in two_parts[280:])
+    assert list(tokenizers[0.0].ranks) != two_parts
+
+
+def test_a_corpus_with_too_little_in_other_languages_gets_one_part(corpus, tmp_path):
+    config = TokenizerConfig(400, n_special=16, extension_share=0.4)  # 154 ids from some 3,500 characters
+    assert train_tokenizer(config, {"corpus": corpus}, tmp_path)["extension_tokens"] == 0
+    with pytest.raises(ValueError, match=r"extension_share is 1\.0"):
+        TokenizerConfig(400, extension_share=1.0)
 
 
 def test_documents_go_to_the_shards_of_their_domain_and_split(made):
@@ -108,7 +131,7 @@ def test_a_model_smaller_than_its_tokenizer_is_refused(made, tmp_path):
 
 def test_a_corpus_without_training_text_is_refused(tmp_path):
     write_documents([Document("a", "", "x")], tmp_path / "documents" / "p.parquet")
-    for name in ("fate", "split"):
+    for name in ("fate", "split", "language"):
         write_table(pa.table({"id": ["a"], name: ["too_short"]}), tmp_path / "attributes" / name / "p.parquet")
     with pytest.raises(ValueError, match="kept no training document"):
         train_tokenizer(TokenizerConfig(400, 16), {"corpus": tmp_path}, tmp_path / "bpe")

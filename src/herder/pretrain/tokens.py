@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,7 @@ from herder.tokenizer import Tokenizer
 from herder.tokenizer import train as train_bpe
 from herder.train import write_shards
 
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    vocab_size: int
-    """All ids, the special ones included."""
-    n_special: int = 256
-    max_characters: int = 20_000_000
-    """Characters of training text the merges are learned from, taken evenly over the corpus."""
+MULTILINGUAL = "multilingual"
 
 
 @dataclass(frozen=True)
@@ -32,19 +25,64 @@ class TokenizeConfig:
     threads: int = runtime(2)
 
 
+@dataclass(frozen=True)
+class TokenizerConfig:
+    vocab_size: int
+    """All ids, the special ones included."""
+    n_special: int = 256
+    extension_share: float = 0.0
+    """Share of the ordinary ids that are learned on the multilingual domain after the others, which are learned on the rest
+    (Llama 3: 27,744 of 128,000, 0.21675)."""
+    domains: TokenizeConfig = TokenizeConfig()
+    max_characters: int = 20_000_000
+    """Characters of training text the merges are learned from, taken evenly over the corpus."""
+
+    def __post_init__(self):
+        if not 0 <= self.extension_share < 1:
+            raise ValueError(f"extension_share is {self.extension_share}; it must be at least 0 and below 1")
+
+    @property
+    def extension_size(self) -> int:
+        return round(self.extension_share * (self.vocab_size - self.n_special))
+
+
+EXTENSION_CHARACTERS = 100
+"""Characters of multilingual text for each id of the extension below which a corpus cannot support one."""
+
+
 def train_tokenizer(config: TokenizerConfig, inputs: dict[str, Path], out: Path) -> dict:
-    """Step: learns byte-level BPE from the training split of inputs["corpus"] into `out`."""
-    total = sum(len(d.text) for d in read_documents(inputs["corpus"], split="train"))
+    """Step: learns byte-level BPE from the training split of inputs["corpus"] into `out`, in the paper's two parts where the
+    corpus has text enough in other languages, otherwise in one (`extension_tokens` says which)."""
+    sizes: dict[str, int] = {}
+    for domain, document in by_domain(inputs["corpus"], config.domains, "train"):
+        sizes[domain] = sizes.get(domain, 0) + len(document.text)
+    total = sum(sizes.values())
     if total == 0:
         raise ValueError(f"{inputs['corpus']} kept no training document, so there is nothing to learn a tokenizer from")
     every = max(1, round(total / config.max_characters))
-    texts = (d.text for d in itertools.islice(read_documents(inputs["corpus"], split="train"), 0, None, every))
-    tokenizer = train_bpe(texts, config.vocab_size, n_special=config.n_special)
+    other = sizes.get(MULTILINGUAL, 0)
+    extended = config.extension_size > 0 and total > other >= EXTENSION_CHARACTERS * every * config.extension_size
+
+    def texts(wanted: Callable[[str], bool]) -> Iterator[str]:
+        found = itertools.islice(by_domain(inputs["corpus"], config.domains, "train"), 0, None, every)
+        return (document.text for domain, document in found if wanted(domain))
+
+    tokenizer = train_bpe(
+        texts(lambda domain: not extended or domain != MULTILINGUAL),
+        config.vocab_size,
+        n_special=config.n_special,
+        extension=texts(lambda domain: domain == MULTILINGUAL) if extended else None,
+        extension_size=config.extension_size if extended else 0,
+    )
     tokenizer.save(out)
     sample = [d.text for d in itertools.islice(read_documents(inputs["corpus"], split="heldout"), 2000)]
     characters = sum(map(len, sample))
     tokens = sum(map(len, tokenizer.encode_batch(sample)))
-    return {"vocab_size": tokenizer.n_vocab, "heldout_characters_per_token": round(characters / max(tokens, 1), 3)}
+    return {
+        "vocab_size": tokenizer.n_vocab,
+        "extension_tokens": config.extension_size if extended else 0,
+        "heldout_characters_per_token": round(characters / max(tokens, 1), 3),
+    }
 
 
 def tokenize(config: TokenizeConfig, inputs: dict[str, Path], out: Path) -> dict:
@@ -79,4 +117,4 @@ def domain_of(document: Document, language: str, config: TokenizeConfig) -> str:
     code = sum(span.end - span.start for span in document.spans if span.kind == "code")
     if code >= config.code_share * max(len(document.text), 1):
         return "code"
-    return "general" if language == config.main_language else "multilingual"
+    return "general" if language == config.main_language else MULTILINGUAL

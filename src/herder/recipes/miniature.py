@@ -70,7 +70,9 @@ class Config:
     """Columns of a table: `--set data_fields.text=body`."""
     web: WebConfig = WebConfig()
     curate: CurateConfig = CurateConfig(heldout_share=0.08)
-    tokenizer: TokenizerConfig = TokenizerConfig(vocab_size=SHAPES["miniature"].vocab_size, n_special=32)
+    tokenizer: TokenizerConfig = TokenizerConfig(
+        vocab_size=SHAPES["miniature"].vocab_size, n_special=32, extension_share=0.2
+    )
     tokenize: TokenizeConfig = TokenizeConfig()
     pretrain: PretrainConfig = _BASE
     dialogues: DialogueConfig = _DIALOGUES
