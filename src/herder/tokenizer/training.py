@@ -81,7 +81,7 @@ def extend(tokens: list[bytes], texts: Iterable[str], size: int, pattern: str = 
         words.update(pieces.findall(text) if not pieces.groups else (match[0] for match in pieces.finditer(text)))
     ranks = {token: rank for rank, token in enumerate(tokens)}
     encode = Tokenizer(ranks, (), pattern).encode_piece
-    ids = [encode(word.encode("utf-8", "replace")) for word in words]
+    ids = [encode(word.encode()) for word in words]
     return _Merger(ids, list(words.values()), tokens).learn(size)
 
 
@@ -191,7 +191,12 @@ class _Merger:
 
 
 def _cut(texts: Iterable[str]) -> Iterator[str]:
+    """The texts with over-long runs cut and lone surrogates replaced, as encoding does."""
     for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if len(text) <= LEARNED_RUN:
             yield text
         else:
