@@ -137,7 +137,9 @@ class ChatFormat:
         for row in self._rows(messages, tools):
             role = self._role(row.message, row.index)
             texts, tag, eom = self._body(row, tools, environment)
-            self._add(turn, role, [row.before, *texts], row.index, tag, eom)
+            # One call for both: how a text splits depends on what stands before it, and templates have it in one piece.
+            texts = [row.before + "".join(texts[:1]), *texts[1:]]
+            self._add(turn, role, texts, row.index, tag, eom)
         if continue_last:
             self._reopen(turn)
         if add_generation_prompt:

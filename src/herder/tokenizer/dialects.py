@@ -2,6 +2,16 @@
 
 There is no single "Llama 3 format": published encoders and templates differ in ids and in bytes. The one design
 decision: whatever differs is a field of `Dialect`; the encoder, the parser and the exported templates read the same row.
+
+llama3, llama3.1 and llama3.2 have the ids of Meta's published encoder, python_tag before every built-in call as its guide
+shows, and pythonic calls that are Python. hf-llama3.1 has the ids of the published template of Hugging Face, with its
+trimmed contents and JSON-quoted results, and differs from it in this alone:
+- quotes in the arguments of a built-in call are escaped, and backslashes that would else be read as escapes;
+- refused where the template drops or garbles them: text beside a call, an unknown role, tools where the first message
+  behind the system message is not the user's, an argument of a built-in tool that is no text;
+- an empty list of tools is no tools; a message's `stop_reason`, where it has one, decides its end token.
+chatml is `<|im_start|>role`, a line break, content, `<|im_end|>` and a line break, with no system message of its own;
+calls are `<tool_call>` blocks, any number of them, behind the text.
 """
 
 from __future__ import annotations
