@@ -259,14 +259,23 @@ def count(
 @tokenizer_app.command("report")
 def tokenizer_report(
     tokenizers: Annotated[
-        list[str], typer.Argument(help="Tokenizers: folders, tokenizer.json, GGUF, ranks; or models.")
+        list[str], typer.Argument(help="Folders, tokenizer.json, ranks, GGUF files; or models here.")
     ],
-    on: Annotated[str, typer.Option(help="Text: a curated folder, or anything that `herder curate` reads.")],
+    on: Annotated[Path, typer.Option(help="A curated folder, JSONL, a text file or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the table and the plot.")] = Path("tokenizer-report"),
     limit: Annotated[int, typer.Option(help="At most this many documents (0: all).")] = 0,
+    runs: RunsFolder = RUNS,
 ) -> None:
     """Compares tokenizers: characters per token and percent fewer tokens, by language and domain."""
-    raise NotImplementedError
+    import itertools
+
+    from herder.convert import resolve
+    from herder.tokenizer.report import read_samples
+    from herder.tokenizer.report import report as compare
+
+    paths = [Path(name) if Path(name).exists() else resolve(name, runs) for name in tokenizers]
+    print(compare(paths, itertools.islice(read_samples(on), limit or None), out))
+    print(f"written: {out / 'report.txt'}, {out / 'report.json'}, {out / 'report.png'}")
 
 
 def _flat(value, key: str = ""):
