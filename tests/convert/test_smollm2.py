@@ -32,7 +32,7 @@ QUESTIONS = [
     "How many days are in a leap year?",
     "Is 17 a prime number? Answer yes or no.",
 ]
-NEW_TOKENS = 40
+NEW_TOKENS = 32
 
 
 @pytest.fixture(scope="module")

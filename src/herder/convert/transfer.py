@@ -74,14 +74,17 @@ def convert(source: str | Path, out: str | Path, to: str, dtype: str | None = No
     checkpoint, place = _opened(source), format_of(source)[1].resolve()
     if place == out.resolve() or out.resolve() in place.parents:
         raise ValueError(f"{out} is where the model is read from; give another place to write to")
-    write(checkpoint, out, dtype)
+    told = write(checkpoint, out, dtype)
     files = [out] if out.is_file() else [p for p in out.rglob("*") if p.is_file()]
-    return {
+    numbers = {
         "parameters": checkpoint.config.n_params,
         "tensors": len(checkpoint.names()),
         "bytes": sum(p.stat().st_size for p in files),
         "seconds": time.perf_counter() - started,
     }
+    if isinstance(told, dict) and told["fallbacks"]:
+        numbers["tensors kept in f16, for their rows are no multiple of 32"] = len(told["fallbacks"])
+    return numbers
 
 
 def _writer(format: str):
