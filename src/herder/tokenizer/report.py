@@ -234,36 +234,34 @@ def plot(rows: list[Row], path: Path) -> None:
     step = 0.8 / len(names)
     figure = Figure(figsize=(11, 1.6 + len(groups) * (0.25 + 0.16 * len(names))), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2 if len(names) > 1 else 1, sharey=True, squeeze=False)[0]
+    left, right = panels[0], panels[-1]
     for number, name in enumerate(names):
         places = [i + (number - (len(names) - 1) / 2) * step for i in range(len(groups))]
         chosen = [by[name, group] for group in groups]
-        for axes, scale, measures in (
-            (left, 1, [row.characters_per_token for row in chosen]),
-            (right, 100, [row.fewer for row in chosen]),
-        ):
-            if axes is right and number == 0:
-                continue
-            known = [m if m.n > 1 else Measure(m.value) for m in measures]
-            error = [[scale * (m.value - m.low) for m in known], [scale * (m.high - m.value) for m in known]]
-            axes.barh(
-                places,
-                [scale * m.value for m in known],
-                height=step * 0.92,
-                xerr=error,
-                color=f"C{number}",
-                error_kw={"linewidth": 0.8},
-                label=name,
-            )
+        _bars(left, places, [row.characters_per_token for row in chosen], 1, step, number, name)
+        if number:
+            _bars(right, places, [row.fewer for row in chosen], 100, step, number, name)
     left.set_yticks(range(len(groups)), groups)
     left.invert_yaxis()
     left.set_xlabel("characters per token (longer is better)")
-    right.set_xlabel(f"percent fewer tokens than {names[0]}")
-    right.axvline(0, color="black", linewidth=0.8)
+    if right is not left:
+        right.set_xlabel(f"percent fewer tokens than {names[0]}")
+        right.axvline(0, color="black", linewidth=0.8)
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside upper center", ncols=min(len(names), 4), frameon=False
     )
     figure.savefig(path, dpi=110, format="png")
+
+
+def _bars(
+    axes, places: list[float], measures: list[Measure], scale: float, step: float, number: int, name: str
+) -> None:
+    """One tokenizer's bars with their intervals; a single document has none."""
+    known = [m if m.n > 1 else Measure(m.value) for m in measures]
+    error = [[scale * (m.value - m.low) for m in known], [scale * (m.high - m.value) for m in known]]
+    values, thin = [scale * m.value for m in known], {"linewidth": 0.8}
+    axes.barh(places, values, height=step * 0.92, xerr=error, color=f"C{number}", error_kw=thin, label=name)
 
 
 def _put(path: Path, write: Callable[[Path], object]) -> None:
