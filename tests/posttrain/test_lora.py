@@ -70,6 +70,8 @@ def test_peft_reads_the_adapter_and_gives_the_same_outputs(tok, tmp_path):
 
 def test_fine_tuning_with_an_adapter_learns_and_leaves_the_rest_as_it_was(tok, tmp_path):
     model = small(tok)
+    with torch.no_grad():  # a head that can be sharp: it stays frozen
+        model.model.embed_tokens.weight.mul_(10)
     save(model, tok, tmp_path / "base" / "model")
     pairs = [
         Dialogue([{"role": "user", "content": f"say {w}"}, {"role": "assistant", "content": w}])

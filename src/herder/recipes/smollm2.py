@@ -57,10 +57,6 @@ class Config:
     runs: str = runtime("runs")
     """Where `base` is looked for when it names a run."""
 
-    def __post_init__(self):
-        if self.export_dtype.startswith("q") and self.export != "gguf":
-            raise ValueError(f"export_dtype {self.export_dtype} is a GGUF type; set export=gguf, or export_dtype=bf16")
-
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -78,6 +74,8 @@ class Export:
 
 def recipe(config: Config) -> Step:
     """The graph: base, dialogues, evaluation, fine-tuned model, evaluation, export."""
+    if config.export_dtype.startswith("q") and config.export != "gguf":
+        raise ValueError(f"export_dtype {config.export_dtype} is a GGUF type; set export=gguf, or export_dtype=bf16")
     source = resolve(config.base, Path(config.runs))
     base = Step("1_model/base", take_model, BaseModel(manifest(source), str(source)))
     conversations = replace(config.dialogues, data=config.data, manifest=conversations_manifest(config.data))
