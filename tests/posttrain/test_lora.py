@@ -84,7 +84,7 @@ def test_fine_tuning_with_an_adapter_learns_and_leaves_the_rest_as_it_was(tok, t
     inputs = {"base": tmp_path / "base", "dialogues": tmp_path / "dialogues"}
     fine_tune(config, inputs, tmp_path / "out")
     losses = [row["loss"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")]
-    assert losses[-1] < losses[0] / 3
+    assert losses[-1] < losses[0] / 2
     tuned, _ = load(tmp_path / "out" / "model")
     own = dict(model.named_parameters())
     for name, p in tuned.named_parameters():
