@@ -23,16 +23,8 @@ from herder.tokenizer.calls import (
     json_value,
     write_builtin,
 )
-from herder.tokenizer.dialects import (
-    CUTOFF,
-    DIALECTS,
-    HF_DATE,
-    Tools,
-    announcement,
-    functions_note,
-    read_reply,
-)
-from herder.tokenizer.messages import Digest, announces, calls_of, checked, texts_of
+from herder.tokenizer.dialects import CUTOFF, DIALECTS, HF_DATE, Tools, announcement, functions_note, read_reply
+from herder.tokenizer.messages import Digest, announces, calls_of, check_continuable, checked, texts_of
 
 END_OF_TURN, END_OF_MESSAGE, OUT_OF_TOKENS = "end_of_turn", "end_of_message", "out_of_tokens"
 """Stop reasons of an assistant message: the turn is over, it goes on after a tool has run, or the limit was hit."""
@@ -122,14 +114,15 @@ class ChatFormat:
         OpenAI-style: {"type": "function", "function": {...}}, or {"type": T} with T one of code_interpreter,
         brave_search, wolfram_alpha; a system message that begins with "Environment: ipython" announces built-in tools
         itself and is left as it is. Results answer calls in the order of the calls; a `tool_call_id` that says otherwise
-        is refused. Raises ValueError, naming the message, for a role, content or call that the dialect lacks. A
-        `Dialogue` brings its own tools unless others are given.
+        is refused. From the first user message on, the ids of a dialogue begin those of every longer one. Raises
+        ValueError, naming the message, for a role, content or call that the dialect lacks. A `Dialogue` brings its own
+        tools unless others are given.
         """
         if isinstance(messages, Dialogue):
             messages, tools = messages.messages, messages.tools if tools is None else tools
         messages, tools = checked(messages), Tools.sort(tools, self.dialect)
         if continue_last:
-            self._check_continuable(messages[-1], add_generation_prompt)
+            check_continuable(messages[-1], add_generation_prompt)
         turn = Turn([], [], [])
         if self.dialect.begin:
             self._put(turn, [self.tokenizer.special[self.dialect.begin]])
@@ -245,7 +238,8 @@ class ChatFormat:
             return [message["content"]], False, False
         if message["role"] != "assistant":
             texts = texts_of(message, index)
-            return [dump("".join(texts))] if self._quotes(message) else self._trimmed(texts), False, False
+            quotes = self.dialect.hugging_face and self.dialect.headers[message["role"]] == "ipython"
+            return [dump("".join(texts))] if quotes else self._trimmed(texts), False, False
         calls = calls_of(message, index)
         eom = message.get("stop_reason") == END_OF_MESSAGE and self.dialect.end_of_message is not None
         if not calls:
@@ -309,9 +303,6 @@ class ChatFormat:
     def _trimmed(self, texts: list[str]) -> list[str]:
         return ["".join(texts).strip()] if self.dialect.hugging_face else texts
 
-    def _quotes(self, message: Message) -> bool:
-        return self.dialect.hugging_face and self.dialect.headers[message["role"]] == "ipython"
-
     def _unquoted(self, content: str) -> str:
         value = json_value(content) if self.dialect.hugging_face else None
         return value if isinstance(value, str) else content
@@ -331,12 +322,6 @@ class ChatFormat:
         self._put(turn, ids, loss=role == "assistant")
         turn.spans.append(RoleSpan(role, start, content, len(turn.ids), index))
         self._put(turn, self._after_end)
-
-    def _check_continuable(self, last: Message, add_generation_prompt: bool) -> None:
-        if add_generation_prompt:
-            raise ValueError("continue_last and add_generation_prompt exclude each other; choose one")
-        if last.get("role") != "assistant" or last.get("tool_calls"):
-            raise ValueError("continue_last needs a last message that is the assistant's text; leave it out")
 
     def _reopen(self, turn: Turn) -> None:
         """Takes the end of the last message back."""

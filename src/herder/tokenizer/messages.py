@@ -55,6 +55,14 @@ def _match(answered: object, waiting: list[str], made: set[str], index: int) -> 
         )
 
 
+def check_continuable(last: Message, add_generation_prompt: bool) -> None:
+    """ValueError where the last message is not text that a model could go on with."""
+    if add_generation_prompt:
+        raise ValueError("continue_last and add_generation_prompt exclude each other; choose one")
+    if last.get("role") != "assistant" or last.get("tool_calls"):
+        raise ValueError("continue_last needs a last message that is the assistant's text; leave it out")
+
+
 def texts_of(message: Message, index: int) -> list[str]:
     """The pieces of a message's content, as they were given, and its context behind a blank line."""
     content, role = message.get("content"), message.get("role")
