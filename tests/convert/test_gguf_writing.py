@@ -123,7 +123,10 @@ def test_fallbacks_are_told(tok, tmp_path):
     told = write_gguf(InMemory(model_of(tok, ffn_dim=72), tok), tmp_path / "m.gguf", "Q8_0")
     assert told["fallbacks"] == ["blk.0.ffn_down.weight", "blk.1.ffn_down.weight"]
     assert told["bytes"] == (tmp_path / "m.gguf").stat().st_size
-    numbers = convert(tmp_path / "m.gguf", tmp_path / "again.gguf", "gguf", "q4_0")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("of somebody else")
+    numbers = convert(tmp_path / "m.gguf", tmp_path / "out", "gguf", "q4_0")
+    assert numbers["bytes"] == (tmp_path / "out" / "model.gguf").stat().st_size
     assert numbers["tensors kept in f16, for their rows are no multiple of 32"] == 2
 
 

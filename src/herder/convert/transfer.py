@@ -82,6 +82,8 @@ def convert(source: str | Path, out: str | Path, to: str, dtype: str | None = No
         "bytes": sum(p.stat().st_size for p in files),
         "seconds": time.perf_counter() - started,
     }
+    if isinstance(told, dict):
+        numbers["bytes"] = told["bytes"]  # a GGUF may be written into a folder that holds other things
     if isinstance(told, dict) and told["fallbacks"]:
         numbers["tensors kept in f16, for their rows are no multiple of 32"] = len(told["fallbacks"])
     return numbers
