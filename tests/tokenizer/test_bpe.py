@@ -1,6 +1,7 @@
 import itertools
 import json
 import pickle
+import re
 
 import pytest
 import regex
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herder.tokenizer import PATTERN, StreamDecoder, Tokenizer, special_names, train
-from herder.tokenizer.bpe import CHUNK_CHARACTERS, RUN_CHARACTERS, guarded
+from herder.tokenizer.bpe import CHUNK_CHARACTERS, RUN_CHARACTERS, Conventions, cut_runs, guarded
 
 
 def naive_encode(tok, text):
@@ -90,6 +91,18 @@ def test_long_runs_are_cut_where_the_published_encoder_cuts(text):
         assert max(len(run) for run in regex.findall(r"\s+|\S+", piece)) <= RUN_CHARACTERS
 
 
+@given(text=st.text(st.sampled_from("ab \n\u3000é"), max_size=40), longest=st.integers(1, 6))
+def test_runs_are_cut_as_by_counting_character_after_character(text, longest):
+    pieces, run = [""], 0
+    for before, now in zip(["", *text], text, strict=False):
+        run = run + 1 if before and before.isspace() == now.isspace() else 1
+        if run > longest:
+            pieces.append("")
+            run = 1
+        pieces[-1] += now
+    assert list(cut_runs(text, longest, re.compile(r"\s+|\S+"))) == pieces
+
+
 def test_a_run_is_cut_after_25000_characters():
     assert [len(piece) for piece in guarded("a" * 60_001)] == [25_000, 25_000, 10_001]
 
@@ -107,6 +120,54 @@ def test_a_megabyte_without_a_space_encodes_and_decodes(tok):
 def test_batch_equals_one_by_one(tok, corpus):
     batch = corpus
     assert tok.encode_batch(batch, threads=2, bos=True) == [tok.encode(t, bos=True) for t in batch]
+
+
+def test_ids_need_not_be_ranks_and_specials_may_come_first():
+    names = [bytes([byte]) for byte in range(255, -1, -1)] + [b"ab", b"abc"]
+    tok = Tokenizer({name: 259 - i for i, name in enumerate(names)}, {"<|b|>": 1, "<|a|>": 0})
+    assert tok.encode("abcab") == [2, 3]
+    assert tok.decode([1, 2, 3]) == "<|b|>abcab"
+    assert (tok.special, tok.n_base, tok.n_vocab) == ({"<|a|>": 0, "<|b|>": 1}, 258, 260)
+    assert tok.encode("") == []
+
+
+def test_ids_without_text_decode_and_are_never_made():
+    tok = Tokenizer({bytes([byte]): byte for byte in range(256)}, [], unreached={256: b"ab"})
+    assert tok.encode("ab") == [97, 98]
+    assert tok.decode([256]) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"unreached": {257: b"x"}}, "no token has the id 256"),
+        ({"unreached": {97: b"x"}}, "id 97 belongs to more than one"),
+        ({"specials": ["<x>", "<x>"]}, "distinct names"),
+        ({"pattern": "("}, "splitting expression"),
+        ({"conventions": Conventions(eos="<e>")}, "eos token '<e>' is not among"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        Tokenizer({bytes([byte]): byte for byte in range(256)}, **{"specials": [], **change})
+
+
+def test_a_tokenizer_that_lacks_a_byte_is_refused():
+    with pytest.raises(ValueError, match="no token for byte 3"):
+        Tokenizer({bytes([byte]): i for i, byte in enumerate(b for b in range(256) if b != 3)}, [])
+
+
+@pytest.mark.parametrize(
+    ("specials", "dialect"),
+    [
+        (special_names(16), "llama3.1"),
+        (["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "llama3"),
+        (["<|im_start|>", "<|im_end|>"], "chatml"),
+        ([], ""),
+    ],
+)
+def test_special_tokens_call_for_a_dialect(specials, dialect):
+    assert Tokenizer({bytes([byte]): byte for byte in range(256)}, specials).dialect == dialect
 
 
 def test_saved_tokenizer_is_the_same(tok, tmp_path):

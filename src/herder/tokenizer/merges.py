@@ -31,7 +31,7 @@ def splits(tokens: Sequence[bytes]) -> np.ndarray:
                 rights.append(right)
                 owners.append(place)
     rows = np.array([lefts, rights, owners], dtype=np.int64).T
-    return rows[np.lexsort(rows.T)]
+    return rows[np.lexsort((rows[:, 1], rows[:, 0], rows[:, 2]))]
 
 
 def reached(tokens: Sequence[bytes], rows: np.ndarray) -> np.ndarray:
