@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .peers
 DATA ?=
 RUNS ?= runs
 MODEL ?= smollm2
@@ -19,6 +20,9 @@ test: $(VENV)/.test  ## the fast suite
 
 test-all: $(VENV)/.test  ## the fast suite and the long tests
 	@$(BIN)/python -m pytest -n 2
+
+test-peers: $(VENV)/.test $(PEERS)/.llama-cpp  ## exported models in llama.cpp, which is built once (minutes)
+	@HERDER_PEERS_PYTHON=$(PEERS)/bin/python HERDER_PEERS_RESULTS=benchmarks/peers.json $(BIN)/python -m pytest tests/peers
 
 check: $(VENV)/.test  ## lint, format, import direction, lines per folder
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python .ci/check.py
@@ -55,6 +59,12 @@ $(VENV)/.smollm2: $(VENV)/.demo
 
 $(VENV)/.test: $(VENV)/.smollm2
 	@$(PIP) -e '.[miniature,gguf,test]'
+	@touch $@
+
+$(PEERS)/.llama-cpp:
+	@$(PYTHON) -m venv $(PEERS)
+	@echo "building llama.cpp (four to ten minutes, once) ..."
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test

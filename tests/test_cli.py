@@ -75,7 +75,7 @@ def herder_address(herder, lr):
         (["run", "toy.py", "--set", "fail=disk"], "the disk is full"),
         (["show", "nothing"], "names no finished step"),
         (["report", "nothing"], "is no run"),
-        (["chat", "nothing"], "is no run"),
+        (["chat", "nothing"], "'nothing' is no model here"),
         (["curate", "/no/such/folder", "--out", "x"], "/no/such/folder"),
         (["run", "toy.py", "--runs", "toy.py"], "toy.py"),
         (["run", "miniature", "--set", "pretrain.steps=0"], "steps is 0; it must be at least 1"),
@@ -117,3 +117,57 @@ def test_run_json_holds_the_settings(herder, tmp_path):
     found = json.loads(next(tmp_path.glob("runs/toy-*/run.json")).read_text())
     assert found["overrides"] == ["lr=0.5"]
     assert found["config"]["lr"] == 0.5
+
+
+def test_the_cost_of_a_shape_is_printed_and_an_unknown_one_named(herder):
+    printed = herder("model", "count", "llama3-8b", "--context", "8192").stdout
+    assert "8,030,261,248" in printed
+    assert "4 times smaller" in printed
+    refused = herder("model", "count", "llama9")
+    assert refused.returncode == 2
+    assert "'llama9' is neither a shape nor a model here; shapes are llama3-8b" in refused.stderr
+
+
+@pytest.fixture
+def tiny(tmp_path, tok):
+    from herder.convert import save
+    from herder.model import Llama, LlamaConfig
+
+    save(Llama(LlamaConfig(tok.n_vocab, 32, 1, 2, 1, 48, max_seq_len=128)).init_weights(0), tok, tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_a_model_is_listed_counted_and_converted_there_and_back(herder, tiny):
+    listed = herder("models", "tiny").stdout
+    assert "32 x 1" in listed
+    assert "llama3.1" in listed
+    assert herder("model", "count", "tiny", "--context", "64").returncode == 0
+    for source, out, to in (("tiny", "meta", "meta"), ("meta", "m.gguf", "gguf"), ("m.gguf", "hf", "hf")):
+        done = herder("convert", source, out, "--to", to)
+        assert done.returncode == 0, done.stderr
+    weights = [(tiny.parent / name / "model.safetensors").read_bytes() for name in ("tiny", "hf")]
+    assert weights[0] == weights[1]
+    refused = herder("convert", "tiny", "x", "--to", "onnx")
+    assert refused.returncode == 2
+    assert "format 'onnx' is not known; the formats are: hf" in refused.stderr
+
+
+def test_a_model_is_evaluated_on_a_users_file(herder, tiny):
+    rows = [{"goal": "Dry a cup", "sol1": "with a towel", "sol2": "with water", "label": n % 2} for n in range(4)]
+    (tiny.parent / "piqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = herder("evaluate", "tiny", "--task", "piqa=piqa.jsonl", "--limit", "2", "--out", "results")
+    assert done.returncode == 0, done.stderr
+    assert "piqa: 50.0%" in done.stdout
+    assert (tiny.parent / "results" / "piqa.jsonl").exists()
+    refused = herder("evaluate", "tiny", "--task", "piqa")
+    assert refused.returncode == 2
+    assert "--task 'piqa' has no '='" in refused.stderr
+
+
+def test_tokenizers_are_compared_on_a_users_text(herder, tiny):
+    (tiny.parent / "text").mkdir()
+    (tiny.parent / "text" / "a.txt").write_text("A llama walks. " * 50)
+    done = herder("tokenizer", "report", "tiny", "tiny/tokenizer.json", "--on", "text", "--out", "report")
+    assert done.returncode == 0, done.stderr
+    assert "0.0%" in done.stdout
+    assert {p.name for p in (tiny.parent / "report").iterdir()} == {"report.txt", "report.json", "report.png"}
