@@ -22,7 +22,7 @@ from herder.records import Dialogue, Measure, read_dialogues, read_jsonl
 from herder.steps import read_json
 from herder.tokenizer import ChatFormat
 
-HELDOUT = "held-out answers"
+HELDOUT, SAMPLES = "held-out answers", "samples"
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,25 @@ class ModelEvaluation:
 
 def evaluate_model(config: ModelEvaluation, inputs: dict[str, Path], out: Path) -> dict:
     """Step: inputs["model"] on inputs["dialogues"]/heldout.jsonl and the benchmarks; inputs["before"], where given, is an
-    earlier evaluation to stand beside. Writes items/, results.json, comparison.json and answers.json."""
+    earlier evaluation to stand beside. Writes items/, measures.json and answers.json, and then comparison.json too."""
     heldout = list(read_dialogues(inputs["dialogues"] / "heldout.jsonl"))
     model, tokenizer = load(inputs["model"])
     engine = Engine(model, tokenizer, max_batch=config.batch, device=config.device)
     tasks = tasks_of(config, heldout)
     chat = ChatFormat(tokenizer, config.dialect or None)
     measures = evaluate(engine, tasks, out / "items", chat=chat)
-    shown = {t.name for t in tasks} | {f"{name}/acc_norm" for name in config.benchmarks}
+    shown = {HELDOUT, *config.verifiable, *config.benchmarks} | {f"{name}/acc_norm" for name in config.benchmarks}
     numbers = {name: m for name, m in measures.items() if name in shown}
-    before = read_json(inputs["before"] / "measures.json") if "before" in inputs else {}
     (out / "measures.json").write_text(json.dumps({name: m.to_json() for name, m in numbers.items()}, indent=1))
-    tables = [_table(name, m, before.get(name)) for name, m in numbers.items()]
-    (out / "comparison.json").write_text(json.dumps(tables, indent=1, ensure_ascii=False))
-    rows = read_jsonl(out / "items" / "samples.jsonl") if any(t.name == "samples" for t in tasks) else ()
+    if "before" in inputs:
+        before = read_json(inputs["before"] / "measures.json")
+        tables = [_table(name, m, before[name], config) for name, m in numbers.items() if name in before]
+        (out / "comparison.json").write_text(json.dumps(tables, indent=1, ensure_ascii=False))
+    rows = read_jsonl(out / "items" / f"{SAMPLES}.jsonl") if any(t.name == SAMPLES for t in tasks) else ()
     (out / "answers.json").write_text(
         json.dumps([_sample(r) for r in rows if "item" in r], ensure_ascii=False, indent=1)
     )
-    return {name.replace(" ", "_"): m for name, m in numbers.items() if name != "samples"}
+    return {name.replace(" ", "_"): m for name, m in numbers.items()}
 
 
 def tasks_of(config: ModelEvaluation, heldout: Sequence[Dialogue]) -> list[Task | AnswersTask]:
@@ -80,7 +81,7 @@ def tasks_of(config: ModelEvaluation, heldout: Sequence[Dialogue]) -> list[Task 
         tasks.append(GenerationTask(name, items, sampling))
     if answered and config.samples:
         spread = answered[:: max(1, len(answered) // config.samples)][: config.samples]
-        tasks.append(GenerationTask("samples", tuple(_asked(d) for d in spread), sampling))
+        tasks.append(GenerationTask(SAMPLES, tuple(_asked(d) for d in spread), sampling))
     return tasks + [suite(name, path, config.limit) for name, path in config.benchmarks.items()]
 
 
@@ -97,11 +98,13 @@ def _asked(dialogue: Dialogue) -> GenerationItem:
     return GenerationItem(tuple(dialogue.messages[:-1]), (dialogue.messages[-1]["content"],), dialogue.id)
 
 
-def _table(name: str, now: Measure, before: dict | None) -> dict:
-    rows = [{"name": "this model", "measure": now.to_json(), "note": ""}]
-    if before is not None:
-        rows.append({"name": "before fine-tuning", "measure": before, "note": ""})
-    return {"title": name.replace("_", " ").capitalize(), "unit": now.unit or "%", "rows": rows}
+def _table(name: str, now: Measure, before: dict, config: ModelEvaluation) -> dict:
+    title = name.replace("_", " ").capitalize() + (", word for word as expected" if name in config.verifiable else "")
+    rows = [
+        {"name": "after fine-tuning", "measure": now.to_json(), "note": ""},
+        {"name": "before", "measure": before, "note": ""},
+    ]
+    return {"title": title, "unit": now.unit or "%", "rows": rows}
 
 
 def _sample(row: dict) -> dict:
