@@ -15,6 +15,7 @@ from herder.convert.huggingface import split, write_hf
 from herder.convert.tensorfiles import TensorFiles
 from herder.convert.transfer import InMemory
 from herder.model import SHAPES, Llama, LlamaConfig, RopeScaling
+from herder.tokenizer import ChatFormat
 
 TOKENS = torch.arange(40)[None]
 
@@ -421,6 +422,23 @@ def test_nothing_is_read_before_all_shapes_are_checked(tok, tmp_path, monkeypatc
     monkeypatch.setattr(TensorFiles, "tensor", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(ValueError, match=r"lm_head.weight has shape \(1, 1\)"):
         load(folder)
+
+
+def test_the_tokenizer_comes_back_from_tokenizer_json_alone(tok, tmp_path):
+    """A tokenizer.model of tiktoken's beside config.json would be taken for SentencePiece's by llama.cpp's converter."""
+    save(model_of(tok), tok, tmp_path / "m")
+    assert not (tmp_path / "m" / "tokenizer.model").exists()
+    loaded = load(tmp_path / "m")[1]
+    assert (loaded.fingerprint, loaded.dialect, loaded.special) == (tok.fingerprint, tok.dialect, tok.special)
+
+
+def test_the_template_renders_in_transformers_to_the_ids_of_the_chat_format(tok, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    save(model_of(tok), tok, tmp_path / "m")
+    messages = [{"role": "user", "content": "What is 2 + 2?"}]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert ids == ChatFormat(tok).encode(messages, add_generation_prompt=True).ids
 
 
 def test_auto_tokenizer_gives_our_ids(tok, tmp_path):

@@ -135,6 +135,8 @@ def write_hf(
             },
         )
         tokenizer.save(part, chat_template(tokenizer.dialect) if tokenizer.dialect else "")
+        # Tools take a tokenizer.model beside a config.json for SentencePiece's (llama.cpp's converter stops at tiktoken's).
+        (part / "tokenizer.model").unlink(missing_ok=True)
     return out
 
 
