@@ -184,7 +184,7 @@ def messages(paths):
         try:
             with open(path, "rb") as file:
                 found = gettext.GNUTranslations(file)._catalog
-        except (OSError, ValueError, UnicodeDecodeError):
+        except (OSError, ValueError, LookupError):  # a catalogue in an unusual form
             continue
         yield from (value for key, value in found.items() if key and isinstance(value, str))
 

@@ -193,7 +193,12 @@ class Tokenizer:
         Lone surrogates become U+FFFD. Text beyond the guards is cut first, exactly where the published encoder cuts.
         """
         encode = self._encode if self._lost is None or not self._lost.search(text) else self._encode_lossy
-        ids = encode(text) if len(text) <= RUN_CHARACTERS else [i for piece in guarded(text) for i in encode(piece)]
+        if len(text) <= RUN_CHARACTERS:
+            ids = encode(text)
+        else:
+            ids = []
+            for piece in guarded(text):
+                ids += encode(piece)
         if bos:
             ids.insert(0, self.bos_id)
         if eos:
