@@ -70,7 +70,9 @@ def test_a_damaged_model_is_listed_with_what_is_wrong(tok, tmp_path):
     first, second = cache(tok, tmp_path / "hub", "org/a"), cache(tok, tmp_path / "hub", "org/b")
     (first / "model.safetensors").write_bytes(b"x")
     (second / "config.json").write_text("{")
+    (make_run(tok, tmp_path / "runs", "one-aa", [("base", True)]) / "run.json").write_text("{")
     entries = {e.name: e for e in models(tmp_path / "runs", [tmp_path / "nothing"])}
+    assert "run.json is damaged" in entries["one-aa"].problem
     assert "cannot be read" in entries["org/a"].problem
     assert "config.json is damaged" in entries["org/b"].problem
     assert "does not exist" in entries[str(tmp_path / "nothing")].problem

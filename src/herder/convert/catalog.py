@@ -45,11 +45,16 @@ def models(runs: Path, paths: Iterable[Path] = ()) -> list[ModelEntry]:
 
     A damaged one is listed with what is wrong; models of the cache that are no Llamas are left out.
     """
-    found = [(run.name, final_model(run, quiet=True)) for run in _runs(Path(runs))]
+    entries, found = [], []
+    for run in _runs(Path(runs)):
+        try:
+            found.append((run.name, final_model(run, quiet=True)))
+        except ValueError as error:
+            entries.append(ModelEntry(run.name, run, "", 0, problem=str(error)))
     found += [(name, package_file(name)) for name in PACKAGES]
     found += list(_cached())
     found += [(str(path), Path(path)) for path in paths]
-    return [_entry(name, path) for name, path in found if path is not None]
+    return entries + [_entry(name, path) for name, path in found if path is not None]
 
 
 def resolve(name: str | Path, runs: Path = Path("runs")) -> Path:
@@ -84,16 +89,14 @@ def resolve(name: str | Path, runs: Path = Path("runs")) -> Path:
 
 
 def final_model(run: Path, quiet: bool = False) -> Path | None:
-    """The model folder that the last training step of a run left; where it left none, ValueError, or None if `quiet`."""
+    """The model folder that the last training step of a run left. Where there is none yet, ValueError, or None if `quiet`."""
     try:
-        steps = read_object(run / "run.json")["steps"]
-        for step in reversed(steps):
+        for step in reversed(read_object(run / "run.json")["steps"]):
             folder = run.parent / step["address"] / "model"
             if folder.exists() and "control" not in step["name"]:
                 return folder
     except (ValueError, KeyError, TypeError):
-        if not quiet:
-            raise ValueError(f"{run / 'run.json'} is damaged; delete {run} and run the recipe again") from None
+        raise ValueError(f"{run / 'run.json'} is damaged; delete {run} and run the recipe again") from None
     if quiet:
         return None
     raise ValueError(f"{run} has no model yet; run its recipe to the end first")

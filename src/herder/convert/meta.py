@@ -144,10 +144,9 @@ class MetaCheckpoint(Checkpoint):
         return tuple(n * count if i == axis else n for i, n in enumerate(shape))
 
     def _is_tied(self, params: dict) -> bool:
-        """Meta's files hold the head of a tied model too: equal to the embeddings, bit for bit."""
-        stated = _ours(params).get("tie_embeddings")
-        if stated is not None or self._axis(_OUTER[EMBEDDING]) == 1:
-            return bool(stated)
+        """Meta's files hold the head of a tied model too, equal to the embeddings; files of ours may say it is untied."""
+        if _ours(params).get("tie_embeddings") is False or self._axis(_OUTER[EMBEDDING]) == 1:
+            return False
         pairs = ((self._files.tensor(s, _OUTER[EMBEDDING]), self._files.tensor(s, _OUTER[HEAD])) for s in self._shards)
         return all(same(embedding, head) for embedding, head in pairs)
 
