@@ -87,9 +87,9 @@ def script(source: Path, out: Path, to: str, dtype: str | None):
         out.mkdir()
         if to == "meta":
             read = load_file(source / "model.safetensors")
-            torch.save(
-                {own_name(n): turned(n, t, to_interleaved) for n, t in read.items()}, out / "consolidated.00.pth"
-            )
+            written = {own_name(n): turned(n, t, to_interleaved) for n, t in read.items()}
+            written.setdefault("output.weight", written["tok_embeddings.weight"])  # a tied head
+            torch.save(written, out / "consolidated.00.pth")
         else:
             read = torch.load(source / "consolidated.00.pth", weights_only=True)
             save_file({n: turned(n, read[own], to_half_split) for own, n in names.items()}, out / "model.safetensors")

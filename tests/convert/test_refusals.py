@@ -73,6 +73,8 @@ def test_a_damaged_safetensors_file_is_refused_in_a_sentence(tok, tmp_path, dama
         ({"attention_bias": True}, "attention_bias is True"),
         ({"hidden_size": "64"}, "another type"),
         ({"hidden_size": 2**62}, "another type"),
+        ({"rms_norm_eps": -1e-5}, "no number above zero"),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, "no number above zero"),
         ({"num_attention_heads": 0}, r"config.json: n_heads is 0"),
         ({"num_hidden_layers": 2**31 - 1}, r"lacks the tensor model\.layers\.2\."),
         ({"head_dim": 2**30}, "cannot exist"),

@@ -214,6 +214,13 @@ def whole(value: object) -> int:
     return value
 
 
+def positive(value: object) -> float:
+    """A number above zero; TypeError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise TypeError(f"{value!r} is no number above zero")
+    return float(value)
+
+
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are equal bit for bit in value; stops at the first rows that differ."""
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -20,6 +20,7 @@ from herder.convert.checkpoint import (
     inside,
     model_folder,
     parameter_shapes,
+    positive,
     read_object,
     read_tokenizer,
     same,
@@ -231,8 +232,8 @@ def config_of(data: dict, path: Path) -> LlamaConfig:
             ffn_dim=whole(data["intermediate_size"]),
             max_seq_len=whole(data["max_position_embeddings"]),
             head_dim=whole(data.get("head_dim") or 0),
-            norm_eps=float(data["rms_norm_eps"]),
-            rope_theta=float(theta),
+            norm_eps=positive(data["rms_norm_eps"]),
+            rope_theta=positive(theta),
             rope_scaling=_scaling_of(rope),
             tie_embeddings=bool(data.get("tie_word_embeddings", False)),
         )
@@ -251,8 +252,8 @@ def _scaling_of(rope: dict) -> RopeScaling | None:
     if kind == "default":
         return None
     return RopeScaling(
-        float(rope["factor"]),
-        float(rope["low_freq_factor"]),
-        float(rope["high_freq_factor"]),
+        positive(rope["factor"]),
+        positive(rope["low_freq_factor"]),
+        positive(rope["high_freq_factor"]),
         whole(rope["original_max_position_embeddings"]),
     )

@@ -28,6 +28,7 @@ from herder.convert.checkpoint import (
     inside,
     model_folder,
     parameter_shapes,
+    positive,
     read_object,
     read_tokenizer,
     same,
@@ -190,7 +191,7 @@ def config_of(params: dict, path: Path, vocab_rows: int, tied: bool) -> LlamaCon
             raise ValueError(f"{path}: {name} says this is another model than a plain Llama; only that can be loaded")
     try:
         dim, n_heads, ours = whole(params["dim"]), whole(params["n_heads"]), _ours(params)
-        theta = float(params.get("rope_theta") or 10_000.0)
+        theta = positive(params.get("rope_theta", 10_000.0))
         scaled = bool(params.get("use_scaled_rope", False))
         stated = params.get("vocab_size", -1)
         config = LlamaConfig(
@@ -201,7 +202,7 @@ def config_of(params: dict, path: Path, vocab_rows: int, tied: bool) -> LlamaCon
             n_kv_heads=whole(params.get("n_kv_heads") or n_heads),
             ffn_dim=ffn_dim(dim, whole(params.get("multiple_of", 256)), params.get("ffn_dim_multiplier")),
             max_seq_len=LONG_CONTEXT if scaled else LLAMA3_CONTEXT if theta >= LLAMA3_THETA else LLAMA2_CONTEXT,
-            norm_eps=float(params["norm_eps"]),
+            norm_eps=positive(params["norm_eps"]),
             rope_theta=theta,
             rope_scaling=RopeScaling() if scaled else None,
             tie_embeddings=tied,
