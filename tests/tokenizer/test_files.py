@@ -103,6 +103,8 @@ def test_a_loaded_file_saved_and_loaded_is_the_same(trained, tmp_path):
     again = Tokenizer.load(tmp_path)
     assert again.fingerprint == ours.fingerprint
     written = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert {name: written.token_to_id(name) for name in ours.special} == ours.special
+    assert written.get_vocab_size() == ours.n_vocab
     for language in LANGUAGES[:4]:
         assert written.encode(language, add_special_tokens=False).ids == ours.encode(language)
     assert (again.special, again.conventions) == (ours.special, ours.conventions)
@@ -336,10 +338,16 @@ def test_a_tokenizer_without_an_end_says_so(tmp_path):
         ({"pre_tokenizer": {"type": "Whitespace"}}, r"pre-tokenizer \(Whitespace\) is not one"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, r"pre-tokenizer \(ByteLevel\) is not one"),
         ({"decoder": {"type": "Metaspace"}}, "decoder is 'Metaspace'"),
-        ({"added": [{"id": 257, "content": "x"}, {"id": 258, "content": "x"}]}, "two of its added tokens"),
-        ({"added": [{"id": 258, "content": "x"}]}, "no token has the id 257"),
+        (
+            {"added": [{"id": 257, "content": "<x>"}, {"id": 258, "content": "<x>"}]},
+            "two of its added tokens are '<x>'",
+        ),
+        ({"added": [{"id": 258, "content": "<x>"}]}, "says it has the id 258, but by the vocabulary it gets 257"),
+        ({"added": [{"id": 257, "content": "ab"}]}, "says it has the id 257, but by the vocabulary it gets 256"),
         ({"added": [{"content": "x"}]}, "is damaged"),
         ({"model": []}, "its model is None"),
+        ({"model__vocab": []}, "its vocabulary is a list"),
+        ({"model__vocab": {**{n: i for i, n in enumerate(BYTES)}, "ab": 256, "-" * 5000: 257}}, "token 257 has 5000"),
     ],
 )
 def test_what_is_damaged_or_another_kind_is_told_in_a_sentence(tmp_path, changes, said):
@@ -354,6 +362,15 @@ def test_an_expression_that_engines_read_differently_is_refused(tmp_path, patter
     chain.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False})
     with pytest.raises(ValueError, match="splitting expression"):
         Tokenizer.load(written(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": chain}))
+
+
+def test_an_expression_that_gives_up_on_a_text_ends_in_a_sentence(tmp_path):
+    chain = [{"type": "Split", "pattern": {"Regex": r"(?:a|aa)+(?=c)|b"}, "behavior": "Isolated", "invert": False}]
+    chain.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False})
+    ours = Tokenizer.load(written(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": chain}))
+    assert ours.encode("aab") == [BYTES.index(c) for c in "aab"]
+    with pytest.raises(ValueError, match="gives up on this text of 20000 characters"):
+        ours.encode("a" * 20_000)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 50, 2000])

@@ -83,6 +83,21 @@ def test_smollm2_streams_and_survives_saving(smollm2, tmp_path):
     assert again.encode(text) == smollm2.encode(text)
     assert again.decode(again.encode(text)) == text
     assert again.fingerprint == smollm2.fingerprint
+    assert (again.special, again.conventions) == (smollm2.special, smollm2.conventions)
+
+
+def test_transformers_reads_a_saved_smollm2_with_its_ids_and_writes_it_back(smollm2, theirs, corpus, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (the test extra has it)")
+    smollm2.save(tmp_path / "ours")
+    (tmp_path / "ours" / "config.json").write_text('{"model_type": "llama"}')
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert {name: auto.convert_tokens_to_ids(name) for name in smollm2.special} == smollm2.special
+    assert (auto.bos_token_id, auto.eos_token_id, auto.pad_token_id, len(auto)) == (1, 2, 2, 49_152)
+    assert auto.encode("<|im_start|>user\nhi") == [1, *theirs.encode("user\nhi").ids]  # there, names in a text count
+    for text in corpus:
+        assert auto.encode(text) == theirs.encode(text).ids
+    auto.save_pretrained(tmp_path / "theirs")
+    assert Tokenizer.load(tmp_path / "theirs").fingerprint == smollm2.fingerprint
 
 
 BYTES = [spell(bytes([byte])) for byte in range(256)]

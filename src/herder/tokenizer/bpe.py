@@ -206,7 +206,15 @@ class Tokenizer:
         return ids
 
     def _encode(self, text: str) -> list[int]:
-        ids = self._encoding.encode_ordinary(text)
+        try:
+            ids = self._encoding.encode_ordinary(text)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # tiktoken's engine has a limit on going back and forth
+                raise
+            shown = self.pattern if len(self.pattern) < 80 else self.pattern[:77] + "..."
+            raise ValueError(
+                f"the splitting expression {shown} gives up on this text of {len(text)} characters; cut the text"
+            ) from None
         return ids if self._ids is None else self._ids[ids].tolist()
 
     def encode_piece(self, piece: bytes) -> list[int]:

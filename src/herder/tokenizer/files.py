@@ -31,7 +31,7 @@ def load(path: Path) -> Tokenizer:
             f"{path} does not exist; give a folder that holds {RANKS_FILE} or {JSON_FILE}, or one of these files"
         )
     if not path.is_dir():
-        if path.suffix == ".gguf":
+        if path.suffix == ".gguf" or _begins(path, b"GGUF"):
             return _from_gguf(path)
         return huggingface.read(path) if path.suffix == ".json" else _from_ranks(path)
     own = _own_fields(path / CONFIG_FILE)
@@ -147,6 +147,11 @@ def _from_gguf(path: Path) -> Tokenizer:
         )
     used = max((i + 1 for i, kind in enumerate(types) if kind != GGUF_UNUSED), default=0)
     return _named(path, lambda: _from_lists(data, tokens[:used], types[:used], merges))
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _texts(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from herder.tokenizer import patterns
 from herder.tokenizer.bpe import Conventions, Tokenizer
-from herder.tokenizer.merges import rank_order, splits
+from herder.tokenizer.merges import rank_order, reached, splits
 
 
 def _alphabet() -> list[str]:
@@ -31,7 +31,8 @@ class _Bytes(dict):
         return 0xFFFF
 
 
-MOST_IDS = 2**31
+MOST_IDS, MOST_CHARACTERS = 2**31, 4096
+"""Bounds on a file's ids and on the length of a token; the longest of published vocabularies are runs of some 500 signs."""
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 _SPELLED = _alphabet()
 _WRITE = dict(enumerate(_SPELLED))
@@ -65,6 +66,10 @@ def vocabulary(
     for text, id_ in tokens:
         if id_ in taken:
             continue
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(
+                f"token {id_} has {len(text)} characters; {MOST_CHARACTERS} are the most that herder takes"
+            )
         token = unspell(text)
         if token and token not in ids:
             spelled[text], ids[token] = token, id_
@@ -109,12 +114,12 @@ def _from_json(data: dict[str, Any], beside: dict[str, Any]) -> Tokenizer:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "vocab" not in model:
         kind = model.get("type") if isinstance(model, dict) else None
         raise ValueError(f"its model is {kind!r}; herder reads byte-level BPE")
+    if not isinstance(model["vocab"], dict):
+        raise ValueError(f"its vocabulary is a {type(model['vocab']).__name__}; byte-level BPE has an object")
     if "merges" not in model:
         raise ValueError("it has a vocabulary but no merges; copy the file again")
     _check_plain(data, model)
-    specials = {str(row["content"]): _id(row["id"]) for row in data.get("added_tokens") or []}
-    if len(specials) != len(data.get("added_tokens") or []):
-        raise ValueError("two of its added tokens have the same text")
+    specials = _specials(data.get("added_tokens") or [], model["vocab"])
     tokens = [(str(token), _id(i)) for token, i in model["vocab"].items()]
     whole = bool(model.get("ignore_merges", False))
     known = _conventions(data, beside, specials)
@@ -124,6 +129,22 @@ def _from_json(data: dict[str, Any], beside: dict[str, Any]) -> Tokenizer:
     if tokenizer.missing and model.get("unk_token") and tokenizer._lost:
         raise ValueError(f"it writes {model['unk_token']!r} for some bytes, which herder cannot express")
     return tokenizer
+
+
+def _specials(rows: list[dict[str, Any]], vocab: dict[str, Any]) -> dict[str, int]:
+    """Added tokens and their ids. Raises ValueError where `tokenizers` would give one another id than the file says: that of
+    the vocabulary where it stands there, else the next one behind the vocabulary."""
+    specials: dict[str, int] = {}
+    following = len(vocab)
+    for row in rows:
+        name, i = str(row["content"]), _id(row["id"])
+        if name in specials:
+            raise ValueError(f"two of its added tokens are {name!r}")
+        given = vocab.get(name, following)
+        if given != i:
+            raise ValueError(f"its added token {name!r} says it has the id {i}, but by the vocabulary it gets {given}")
+        specials[name], following = i, max(following, i + 1)
+    return specials
 
 
 def _check_plain(data: dict[str, Any], model: dict[str, Any]) -> None:
@@ -170,19 +191,21 @@ def _adds_bos(processor: dict | None, bos: str) -> bool:
 def write(tokenizer: Tokenizer, chat_template: str = "") -> tuple[str, str]:
     """The texts of tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` reads to the same ids."""
     tokens = list(tokenizer.ranks)
-    rows = splits(tokens).tolist()
+    rows = splits(tokens)
     spelled = [spell(token) for token in tokens]
     vocab = dict(zip(spelled, tokenizer.ranks.values(), strict=True))
     for i, token in sorted(tokenizer.unreached.items()):
         text = spell(token) if spell(token) not in vocab else token.decode("utf-8", "replace")
-        if text in vocab:
-            raise ValueError(
-                f"tokens {vocab[text]} and {i} are both {text!r}; tokenizer.json has no place for the second"
-            )
-        vocab[text] = i
-    # Names that the vocabulary lacks get the ids behind it when the file is read, whatever id stands beside them.
-    last = max(vocab.values())
-    vocab |= {name: i for name, i in tokenizer.special.items() if i < last}
+        _place(vocab, text, i)
+    whole_pieces = not tokenizer.unreached
+    if list(tokenizer.special.values()) != list(range(tokenizer.n_base, tokenizer.n_vocab)):
+        # Added tokens get the ids behind the vocabulary, whatever the file says, unless they stand in it. There a piece of text
+        # must not be taken for one of them.
+        whole_pieces = whole_pieces and int((reached(tokens, rows) >= 0).sum()) < sum(
+            len(token) > 1 for token in tokens
+        )
+        for name, i in tokenizer.special.items():
+            _place(vocab, name, i)
     data = {
         "version": "1.0",
         "truncation": None,
@@ -200,14 +223,22 @@ def write(tokenizer: Tokenizer, chat_template: str = "") -> tuple[str, str]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": not tokenizer.unreached,
+            "ignore_merges": whole_pieces,
             "vocab": vocab,
-            "merges": [[spelled[left], spelled[right]] for left, right, _ in rows],
+            "merges": [[spelled[left], spelled[right]] for left, right, _ in rows.tolist()],
         },
     }
     return json.dumps(data, ensure_ascii=False), json.dumps(
         _config(tokenizer, chat_template), ensure_ascii=False, indent=1
     )
+
+
+def _place(vocab: dict[str, int], text: str, id_: int) -> None:
+    if text in vocab:
+        raise ValueError(
+            f"tokens {vocab[text]} and {id_} are both {text!r}; tokenizer.json has no place for the second"
+        )
+    vocab[text] = id_
 
 
 def _post_processor(tokenizer: Tokenizer) -> dict[str, Any]:
