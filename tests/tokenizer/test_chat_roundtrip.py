@@ -209,3 +209,42 @@ def test_text_that_is_a_call_to_a_declared_tool_is_the_one_exception(toks, diale
     for tools in (None, [BOOK]):
         ids = chat.encode(messages, tools).ids
         assert bare(chat.parse_dialogue(ids, tools)) == messages
+
+
+@pytest.mark.parametrize("date", [None, "1 May 2025"])
+@pytest.mark.parametrize("dialect", ["llama3.1", "llama3.2", "hf-llama3.1"])
+def test_a_system_message_that_announces_the_environment_itself_comes_back(toks, dialect, date):
+    chat, tools = ChatFormat(toks[dialect], dialect, date=date), [WEATHER, SEARCH]
+    messages = [{"role": "system", "content": "Environment: ipython\nBe brief."}, {"role": "user", "content": "?"}]
+    ids = chat.encode(messages, tools).ids
+    assert bare(chat.parse_dialogue(ids, tools)) == messages
+    assert chat.parse_dialogue(ids[:1], tools) == []
+
+
+@pytest.mark.parametrize("text", ['{"name": "rob", "parameters": {}}', 'brave_search.call(query="x")'])
+def test_code_that_spells_a_call_of_what_is_not_declared_is_code_in_both_directions(toks, text):
+    chat, tools, tok = ChatFormat(toks["llama3.1"]), [WEATHER, INTERPRETER], toks["llama3.1"]
+    ids = [tok.special["<|python_tag|>"], *tok.encode(text), tok.special["<|eom_id|>"]]
+    reply = chat.parse(ids, tools)
+    assert bare([reply])[0]["calls"] == [("code_interpreter", {"code": text})]
+    turn = chat.encode([{"role": "user", "content": "?"}, reply], tools)
+    assert turn.ids[turn.spans[-1].content :] == ids
+
+
+def search(name):
+    function = {"name": "brave_search", "arguments": {name: "x"}}
+    made = {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+    return [{"role": "user", "content": "?"}, made]
+
+
+@pytest.mark.parametrize("name", ["query", "größe", "_1"])
+def test_a_plainly_named_argument_of_a_built_in_tool_comes_back(toks, name):
+    chat = ChatFormat(toks["hf-llama3.1"], "hf-llama3.1")
+    ids = chat.encode(search(name), [SEARCH]).ids
+    assert bare(chat.parse_dialogue(ids, [SEARCH])) == bare(search(name))
+
+
+@pytest.mark.parametrize("name", ["e\u0301", "℘", "two words", 'a="', "1a", ""])
+def test_an_argument_name_that_would_not_come_back_is_refused(toks, name):
+    with pytest.raises(ValueError, match="plain names"):
+        ChatFormat(toks["hf-llama3.1"], "hf-llama3.1").encode(search(name), [SEARCH])

@@ -132,7 +132,7 @@ def escape(text: str) -> str:
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _AMBIGUOUS_BACKSLASH = re.compile(r'\\(?=["\\]|\Z)')
 _ESCAPED = re.compile(r'\\(["\\])')
-_ARGUMENT = r'([A-Za-z_]\w*)="([^"\\]*(?:\\.[^"\\]*)*)"'
+_ARGUMENT = r'([^\W\d]\w*)="([^"\\]*(?:\\.[^"\\]*)*)"'
 _BUILTIN_ARGUMENT = re.compile(_ARGUMENT, re.DOTALL)
 _BUILTIN_CALL = re.compile(rf"(\w+)\.call\(({_ARGUMENT}(?:, {_ARGUMENT})*)\)", re.DOTALL)
 

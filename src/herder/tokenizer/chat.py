@@ -21,9 +21,19 @@ from herder.tokenizer.calls import (
     Call,
     dump,
     json_value,
+    read_builtin,
     write_builtin,
 )
-from herder.tokenizer.dialects import CUTOFF, DIALECTS, HF_DATE, Tools, announcement, functions_note, read_reply
+from herder.tokenizer.dialects import (
+    CUTOFF,
+    DIALECTS,
+    ENVIRONMENT,
+    HF_DATE,
+    Tools,
+    announcement,
+    functions_note,
+    read_reply,
+)
 from herder.tokenizer.messages import Digest, announces, calls_of, check_continuable, checked, texts_of
 
 END_OF_TURN, END_OF_MESSAGE, OUT_OF_TOKENS = "end_of_turn", "end_of_message", "out_of_tokens"
@@ -194,12 +204,12 @@ class ChatFormat:
         """Whether the dialogue takes place in an ipython environment."""
         if self.dialect.hugging_face or tools.builtins:
             return bool(tools.builtins)
-        return self.dialect.builtins and messages[0].get("role") == "system" and announces(texts_of(messages[0], 0))
+        return self.dialect.builtins and announces(messages)
 
     def _rows(self, messages: list[Message], tools: Tools) -> Iterator[_Row]:
         """The messages, with tools and dates written before them, or as messages of their own (index -1)."""
         rows = [_Row(index, message) for index, message in enumerate(messages)]
-        opening = self._opening(tools, messages)
+        opening = self._opening(tools, announces(messages))
         if messages[0].get("role") == "system":
             yield _Row(0, rows.pop(0).message, f"{opening}\n\n" if opening else "")
         elif opening:
@@ -215,9 +225,9 @@ class ChatFormat:
                 rows.insert(place, _Row(-1, {"role": "user", "content": note}))
         yield from rows
 
-    def _opening(self, tools: Tools, messages: Sequence[Message] = ()) -> str:
-        """What stands before the system message, without the blank line between the two."""
-        own = messages and messages[0].get("role") == "system" and announces(texts_of(messages[0], 0))
+    def _opening(self, tools: Tools, own: bool) -> str:
+        """What stands before the system message, without the blank line between the two; `own` where that message
+        announces the environment itself."""
         parts = []
         if not own or self.dialect.hugging_face:
             functions = bool(tools.functions)
@@ -267,7 +277,7 @@ class ChatFormat:
         if beside and not form.beside:
             raise ValueError(f"message {index} has text beside its tool call; dialect {name} has no place for it")
         if builtin:
-            return self._builtin(first, index), True, True
+            return self._builtin(first, index, tools), True, True
         try:
             text = form.write(calls)
         except ValueError as error:
@@ -281,20 +291,20 @@ class ChatFormat:
             return tools.builtins
         return BUILTINS if self.dialect.builtins else ()
 
-    def _builtin(self, call: Call, index: int) -> str:
+    def _builtin(self, call: Call, index: int, tools: Tools) -> str:
         name, arguments = call
         if self.dialect.hugging_face:
-            if not arguments or not all(
-                isinstance(value, str) and key.isidentifier() for key, value in arguments.items()
-            ):
+            text = write_builtin(call)
+            if read_builtin(text, (name,)) != call:
                 raise ValueError(f"message {index} calls {name} with arguments that are not all text with plain names")
-            return write_builtin(call)
+            return text
         key = "code" if name == CODE_INTERPRETER else "query"
         if arguments.keys() != {key} or not isinstance(arguments[key], str):
             raise ValueError(f'message {index} calls {name} with other arguments than {{"{key}": TEXT}}')
         if name in BUILTIN_SEARCH:
             return write_builtin(call)
-        if read_reply(self.dialect, arguments[key], True, None)[1][0].name != CODE_INTERPRETER:
+        read = read_reply(self.dialect, arguments[key], True, tools.names or None)[1]
+        if read and read[0].name != CODE_INTERPRETER:
             raise ValueError(
                 f"message {index} runs code that spells another tool's call and would be read as that call"
             )
@@ -381,13 +391,15 @@ class ChatFormat:
 
     def _without_announcements(self, messages: list[Message], tools: Tools) -> list[Message]:
         """The messages without what `_rows` put before them."""
-        opening, note = self._opening(tools), self._note(tools)
-        if opening and messages and messages[0]["role"] == "system":
-            content = messages[0]["content"]
-            if content == opening or (self.dialect.hugging_face and content == f"{opening}\n\n"):
-                del messages[0]
-            elif content.startswith(f"{opening}\n\n"):
-                messages[0]["content"] = content[len(opening) + 2 :]
+        opening, note = self._opening(tools, own=False), self._note(tools)
+        system = messages[0] if messages and messages[0]["role"] == "system" else None
+        if system and opening and system["content"] == opening + "\n\n" * self.dialect.hugging_face:
+            del messages[0]
+        elif system:
+            for before, behind in ((self._opening(tools, own=True), ENVIRONMENT), (opening, "")):
+                if before and system["content"].startswith(f"{before}\n\n{behind}"):
+                    system["content"] = system["content"][len(before) + 2 :]
+                    break
         first = next((m for m in messages if m["role"] == "user"), None) if note else None
         if first is not None and first["content"].startswith(note):
             if self.dialect.functions_in == "question":

@@ -81,9 +81,9 @@ def texts_of(message: Message, index: int) -> list[str]:
     return texts if context is None else [*texts, "\n\n", context]
 
 
-def announces(texts: list[str]) -> bool:
-    """Whether a system message announces the ipython environment itself."""
-    return "".join(texts).startswith(ENVIRONMENT)
+def announces(messages: list[Message]) -> bool:
+    """Whether the dialogue begins with a system message that announces the ipython environment itself."""
+    return messages[0].get("role") == "system" and "".join(texts_of(messages[0], 0)).startswith(ENVIRONMENT)
 
 
 def calls_of(message: Message, index: int) -> list[Call]:
