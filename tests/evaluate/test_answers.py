@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from herder.engine import Engine
 from herder.evaluate import AnswerItem, AnswersTask, evaluate
+from herder.model import Llama, LlamaConfig
 from herder.records import Dialogue
 from herder.tokenizer import ChatFormat
 
@@ -50,3 +52,17 @@ def test_what_does_not_fit_the_context_is_left_out(engine):
     long = [*DIALOGUES[0], {"role": "user", "content": "x " * 300}, {"role": "assistant", "content": "never seen"}]
     a, b = (evaluate(engine, [AnswersTask("answers", items([d]))])["answers"].value for d in (DIALOGUES[0], long))
     assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_the_tools_of_a_dialogue_are_declared_before_it(tok):
+    engine = Engine(Llama(LlamaConfig(tok.n_vocab, 32, 1, 2, 2, 32, max_seq_len=512)).init_weights(0), tok)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    turn = ChatFormat(tok).encode(DIALOGUES[0], tools)
+    with torch.no_grad():
+        scores = engine.model(torch.tensor([turn.ids]))[0].log_softmax(-1)
+    nats = -sum(float(scores[i - 1, turn.ids[i]]) for i in range(1, len(turn.ids)) if turn.loss_mask[i])
+    item = AnswerItem.of(Dialogue(DIALOGUES[0], tools=tools))
+    found = evaluate(engine, [AnswersTask("answers", (item,))])["answers"].value
+    assert found == pytest.approx(nats / math.log(2) / len("two"), rel=1e-5)
+    bare = evaluate(engine, [AnswersTask("answers", items(DIALOGUES[:1]))])["answers"].value
+    assert found != pytest.approx(bare, rel=1e-5)

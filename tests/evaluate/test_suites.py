@@ -35,6 +35,12 @@ def test_arc_becomes_the_customary_prompt_from_each_form_and_file(tmp_path, row)
         assert (item.context, item.options, item.gold) == ("Question: What is wet?\nAnswer:", ("water", "sand"), 0)
 
 
+def test_options_without_labels_are_numbered(tmp_path):
+    row = {"question": "What is wet?", "choices": ["sand", "water"], "answerKey": "1"}
+    (item,) = suite("arc_easy", write(tmp_path / "a.jsonl", [row])).items
+    assert item.gold == 1
+
+
 def test_piqa_has_two_options_and_a_limit_cuts_the_file(tmp_path):
     task = suite("piqa", write(tmp_path / "p.jsonl", [PIQA, PIQA | {"label": 1}, PIQA]), limit=2)
     assert [item.gold for item in task.items] == [0, 1]
@@ -49,6 +55,8 @@ def test_piqa_has_two_options_and_a_limit_cuts_the_file(tmp_path):
         ("arc_easy", ARC | {"answer": 2}, "row 1: the answer is 2; it must be the index of one of 2"),
         ("arc_easy", HUB_ARC | {"answerKey": "Z"}, "row 1: answerKey 'Z' is none of the labels"),
         ("arc_easy", ARC | {"choices": ["a", ""]}, "none of them empty"),
+        ("arc_easy", ARC | {"choices": 5}, "the options must be a list of texts"),
+        ("arc_easy", HUB_ARC | {"choices": {"text": ["a", "b"], "label": 5}}, "none of the labels 5"),
         ("piqa", PIQA | {"label": "0"}, "the answer is '0'"),
         ("mmlu_maybe", PIQA, "benchmark 'mmlu_maybe' is unknown; known are arc_easy"),
     ],

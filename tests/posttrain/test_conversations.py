@@ -60,6 +60,11 @@ def test_each_form_gives_the_same_messages(tmp_path, row, expected):
     assert messages(tmp_path / "c.parquet") == [expected]
 
 
+def test_content_in_parts_comes_through(tmp_path):
+    parts = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+    assert messages(write(tmp_path / "a.jsonl", [{"messages": [parts, ANSWER]}])) == [[parts, ANSWER]]
+
+
 def test_tool_calls_come_through_in_openai_and_sharegpt_form(tmp_path):
     call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     openai = {
@@ -95,6 +100,15 @@ def test_tool_calls_come_through_in_openai_and_sharegpt_form(tmp_path):
         ({"conversations": [{"from": "function_call", "value": "{"}]}, "row 2, message 0: not valid JSON"),
         ({"instruction": "hi", "output": 3}, "row 2: output is of type int"),
         ({"instruction": "hi", "output": "x", "history": [["a"]]}, "row 2: history must be"),
+        ({"instruction": "hi", "output": "x", "history": 5}, "row 2: history must be"),
+        (
+            {"conversations": [{"from": ["human"], "value": "hi"}]},
+            r"row 2, message 0: speaker \['human'\] is not known",
+        ),
+        ({"messages": [QUESTION], "tools": 5}, "row 2: tools is of type int"),
+        ({"messages": [QUESTION], "tools": "5"}, "row 2: tools is of type int"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": 5}]}, r"row 2, message 1 \(assistant\) has content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"row 2, message 0 \(user\) has content"),
     ],
 )
 def test_a_row_in_none_of_the_forms_is_named(tmp_path, row, says):

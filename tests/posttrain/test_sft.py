@@ -5,6 +5,8 @@ import torch
 
 from herder.model import Llama, LlamaConfig
 from herder.posttrain import SupervisedFineTuning
+from herder.posttrain.sft import _encoded
+from herder.records import Dialogue
 from herder.tokenizer import ChatFormat
 from herder.train import OptimConfig, TrainConfig, train
 from herder.train.objective import Outputs
@@ -85,3 +87,8 @@ def test_dialogues_that_do_not_fit_are_counted_and_none_at_all_is_refused(tok, t
     assert o.left_out == sum(len(t.ids) > short for t in turns)
     with pytest.raises(ValueError, match="raise seq_len"):
         objective(tok, turns, seq_len=4)
+
+
+def test_a_dialogue_that_the_format_cannot_say_is_named(tok):
+    with pytest.raises(ValueError, match="dialogue row-7: message 0 has role 'robot'"):
+        _encoded(ChatFormat(tok), Dialogue([{"role": "robot", "content": "x"}], id="row-7"))

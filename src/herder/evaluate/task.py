@@ -93,7 +93,7 @@ class ChoiceTask:
 
 @dataclass(frozen=True)
 class GenerationItem:
-    """A prompt (text, or messages as dictionaries) and its accepted answers."""
+    """A prompt (text, or messages as dictionaries) and its accepted answers. `meta` may hold the `tools` that messages call."""
 
     prompt: str | tuple[dict, ...]
     gold: tuple[str, ...]
@@ -134,7 +134,7 @@ class GenerationTask:
     def run(
         self, engine: Engine, chat: ChatFormat | None, items: Sequence[tuple[int, GenerationItem]]
     ) -> Iterator[dict]:
-        prompts = [_prompt_ids(engine.tokenizer, chat, item.prompt) for _, item in items]
+        prompts = [_prompt_ids(engine.tokenizer, chat, item) for _, item in items]
         for at, done in engine.completed(prompts, self.sampling):
             index, item = items[at]
             answer, score = self.judge(item, done.text)
@@ -275,7 +275,7 @@ def _number(text: str) -> Decimal | None:
         return None
 
 
-def _prompt_ids(tokenizer: Tokenizer, chat: ChatFormat | None, prompt: str | tuple[dict, ...]) -> list[int]:
-    if isinstance(prompt, str):
-        return tokenizer.encode(prompt, bos=tokenizer.add_bos) or [tokenizer.bos_id]
-    return (chat or ChatFormat(tokenizer)).encode(prompt, add_generation_prompt=True).ids
+def _prompt_ids(tokenizer: Tokenizer, chat: ChatFormat | None, item: GenerationItem) -> list[int]:
+    if isinstance(item.prompt, str):
+        return tokenizer.encode(item.prompt, bos=tokenizer.add_bos) or [tokenizer.bos_id]
+    return (chat or ChatFormat(tokenizer)).encode(item.prompt, item.meta.get("tools"), add_generation_prompt=True).ids

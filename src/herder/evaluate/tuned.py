@@ -72,7 +72,7 @@ def tasks_of(config: ModelEvaluation, heldout: Sequence[Dialogue]) -> list[Task 
     tasks: list[Task | AnswersTask] = []
     if heldout:
         tasks.append(AnswersTask(HELDOUT, tuple(AnswerItem.of(d) for d in heldout)))
-    answered = [d for d in heldout if d.messages[-1]["role"] == "assistant" and d.messages[-1].get("content")]
+    answered = [d for d in heldout if len(d.messages) > 1 and _answer(d)]
     sampling = Sampling(temperature=0.0, max_tokens=config.max_tokens)
     for name in config.verifiable:
         items = tuple(_asked(d) for d in answered if d.task == name)
@@ -94,8 +94,17 @@ def suite(name: str, path: str | Path, limit: int = 0) -> Task:
     return SUITES[name](Path(path), limit)
 
 
+def _answer(dialogue: Dialogue) -> str:
+    """The text of the last message where it is the assistant's; "" where there is none."""
+    last = dialogue.messages[-1]
+    content = last.get("content") if last["role"] == "assistant" else None
+    parts = content if isinstance(content, list) else [{"text": content or ""}]
+    return "".join(part.get("text", "") for part in parts)
+
+
 def _asked(dialogue: Dialogue) -> GenerationItem:
-    return GenerationItem(tuple(dialogue.messages[:-1]), (dialogue.messages[-1]["content"],), dialogue.id)
+    meta = {"tools": dialogue.tools} if dialogue.tools else {}
+    return GenerationItem(tuple(dialogue.messages[:-1]), (_answer(dialogue),), dialogue.id, meta)
 
 
 def _table(name: str, now: Measure, before: dict, config: ModelEvaluation) -> dict:
@@ -110,7 +119,7 @@ def _table(name: str, now: Measure, before: dict, config: ModelEvaluation) -> di
 def _sample(row: dict) -> dict:
     return {
         "task": "held-out",
-        "prompt": row["prompt"][-1]["content"],
+        "prompt": row["prompt"][-1].get("content"),
         "messages": row["prompt"],
         "answer": row["output"],
         "gold": row["gold"][0],

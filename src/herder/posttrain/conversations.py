@@ -147,6 +147,8 @@ def conversation(row: dict, where: str) -> Dialogue:
     tools = row.get("tools")
     if isinstance(tools, str):
         tools = _json(tools, f"{where}, tools") if tools.strip() else None
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError(f"{where}: tools is of type {type(tools).__name__}; give a list of tool definitions")
     task = row.get("category") or row.get("task") or ""
     return Dialogue(
         messages, id=str(row.get("id", where)), source=str(row.get("source", "")), task=str(task), tools=tools or None
@@ -158,6 +160,10 @@ def _openai(message: object, where: str) -> Message:
         raise ValueError(f'{where}: expected {{"role": ..., "content": ...}}, found {str(message)[:60]!r}')
     if "content" not in message and "tool_calls" not in message:
         raise ValueError(f"{where} ({message['role']}) has no content")
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
+        raise ValueError(f"{where} ({message['role']}) has content that is neither text nor a list of text parts")
     known = ("role", "content", "tool_calls", "tool_call_id", "name", "stop_reason")
     return {key: message[key] for key in known if message.get(key) is not None}
 
@@ -174,7 +180,7 @@ def _sharegpt(message: object, where: str) -> Message:
         arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         function = {"name": str(call["name"]), "arguments": arguments}
         return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-    if speaker not in _SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
         raise ValueError(
             f"{where}: speaker {speaker!r} is not known; known are {', '.join(_SHAREGPT_ROLES)}, function_call"
         )
@@ -187,8 +193,9 @@ def _alpaca(row: dict, where: str) -> list[Message]:
         if not isinstance(value, str):
             raise ValueError(f"{where}: {name} is of type {type(value).__name__}; give text")
     messages: list[Message] = []
-    for pair in row.get("history") or ():
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
+    history = row.get("history") or []
+    for pair in history if isinstance(history, list) else [history]:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
             raise ValueError(f"{where}: history must be a list of [question, answer] pairs")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     question = "\n\n".join(t for t in (texts["instruction"], texts["input"]) if t)

@@ -17,7 +17,7 @@ from herder import launch
 from herder.config import at_least_one, runtime
 from herder.convert import load, save
 from herder.posttrain.lora import LoraConfig, adapter_tensors, add_adapter, merge, save_adapter
-from herder.records import read_dialogues
+from herder.records import Dialogue, read_dialogues
 from herder.tokenizer import ChatFormat, Turn
 from herder.train import Outputs, Rows, TrainConfig, train
 from herder.train.data import data_step
@@ -116,10 +116,17 @@ def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> dic
     return launch.run_local(_fine_tune, (config, inputs, out), config.processes)
 
 
+def _encoded(chat: ChatFormat, dialogue: Dialogue) -> Turn:
+    try:
+        return chat.encode(dialogue)
+    except ValueError as error:
+        raise ValueError(f"dialogue {dialogue.id}: {error}") from None
+
+
 def _fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> dict:
     model, tokenizer = load(inputs["base"])
     chat = ChatFormat(tokenizer, config.dialect or None)
-    turns = [chat.encode(d.messages, tools=d.tools) for d in read_dialogues(inputs["dialogues"] / config.dialogues)]
+    turns = [_encoded(chat, dialogue) for dialogue in read_dialogues(inputs["dialogues"] / config.dialogues)]
     objective = SupervisedFineTuning(
         turns, config.seq_len, config.rows_per_step, config.epochs, config.seed, tokenizer.pad_id
     )

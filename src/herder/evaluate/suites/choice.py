@@ -23,7 +23,8 @@ def arc(name: str) -> Callable[[Path, int], ChoiceTask]:
             texts, labels = (
                 (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (choices, None)
             )
-            labels = labels or row.get("labels") or [str(i) for i in range(len(texts or ()))]
+            count = len(texts) if isinstance(texts, list) else 0
+            labels = labels or row.get("labels") or [str(i) for i in range(count)]
             gold = row["answer"] if "answer" in row else _label(labels, row.get("answerKey"), where)
             items.append(_item(f"Question: {row['question']}\nAnswer:", texts, gold, str(row.get("id", "")), where))
         return ChoiceTask(name, tuple(items))
@@ -64,7 +65,7 @@ def _item(context: str, options: object, gold: object, name: str, where: str) ->
     return ChoiceItem(context, tuple(options), gold, name or where.rpartition(", ")[2])
 
 
-def _label(labels: list, key: object, where: str) -> int:
-    if key not in labels:
+def _label(labels: object, key: object, where: str) -> int:
+    if not isinstance(labels, list) or key not in labels:
         raise ValueError(f"{where}: answerKey {key!r} is none of the labels {labels}")
     return labels.index(key)
