@@ -10,6 +10,7 @@ from herder.engine.cache import SlotCache
 from herder.model import SHAPES, Count, Llama, LlamaConfig
 from herder.train import OptimConfig
 from herder.train.optim import Optimizer
+from herder.train.outputs import token_log_probs
 
 TINY = LlamaConfig(97, 64, 2, 8, 2, 160, max_seq_len=256)
 
@@ -71,16 +72,33 @@ def test_activations_are_the_tensors_that_autograd_keeps():
     assert kept(3) - kept(1) == counted[1] - counted[0]
 
 
+def test_the_head_keeps_its_norm_the_logits_and_their_normaliser():
+    model, x, seen = Llama(TINY), torch.randn(64, TINY.dim, requires_grad=True), {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(t):
+        if t.is_floating_point() and t.untyped_storage().data_ptr() not in weights:
+            seen[t.untyped_storage().data_ptr()] = (t.untyped_storage().nbytes(), t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        found = token_log_probs(model.model.norm(x), model.lm_head.weight, torch.zeros(64, dtype=torch.int64))
+    assert found.requires_grad
+    one, three = (Count(replace(TINY, n_layers=n)).activations(64, 4)["all kept"] for n in (1, 3))
+    assert sum(size for size, _ in seen.values()) == one - (three - one) / 2
+
+
 def test_the_kv_cache_is_what_the_engine_allocates():
     cache = SlotCache(TINY, 3, 50, torch.bfloat16, torch.device("cpu"))
     assert 3 * Count(TINY).kv_cache(50) == cache.k_lsghd.nbytes + cache.v_lsghd.nbytes
     assert Count(TINY).kv_saving() == Count(replace(TINY, n_kv_heads=8)).kv_cache(9) / Count(TINY).kv_cache(9) == 4
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_the_training_state_is_what_the_trainer_keeps(kind):
+def test_the_training_state_is_what_the_trainer_keeps(kind, precision, dtype):
     model = Llama(TINY)
-    optimizer = Optimizer(model, OptimConfig(kind=kind), torch.bfloat16)
+    optimizer = Optimizer(model, OptimConfig(kind=kind), dtype)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     held = sum(p.nbytes + p.grad.nbytes for p in model.parameters()) + optimizer.flat.nbytes
@@ -89,7 +107,7 @@ def test_the_training_state_is_what_the_trainer_keeps(kind):
     optimizer.step(1.0, optimizer.grad_norm())
     moments = [t for each, _ in optimizer.updates for s in each.state.values() for t in s.values()]
     held += sum(t.nbytes for t in moments if t.dim())
-    assert held == sum(Count(TINY).training_state({"adamw": "AdamW", "muon": "Muon"}[kind]).values())
+    assert held == sum(Count(TINY).training_state({"adamw": "AdamW", "muon": "Muon"}[kind], precision).values())
 
 
 def test_the_table_names_every_cost_and_refuses_a_context_of_nothing():

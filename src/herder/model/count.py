@@ -14,6 +14,9 @@ from herder.model.shapes import LlamaConfig
 PRECISIONS = {"fp32": 4.0, "bf16": 2.0, "int8 or fp8": 1.0, "int4": 0.5}
 """Bytes an element, without the scales of quantized formats (they add 1 to 6% to int8, 12% to int4 in groups of 32)."""
 
+TRAINED = ("bf16", "fp32")
+"""Precisions that herder's trainer computes in."""
+
 OPTIMIZERS = {"AdamW": 8, "Muon": 4}
 """Bytes a parameter of fp32 moments: two for AdamW; one for Muon, where AdamW keeps embedding, head and norms."""
 
@@ -49,17 +52,17 @@ class Count:
         """Bytes of the weights at each precision."""
         return {name: size * self.config.n_params for name, size in PRECISIONS.items()}
 
-    def training_state(self, optimizer: str = "AdamW") -> dict[str, float]:
-        """Bytes of what herder's trainer keeps beside the activations: bf16 weights and gradients, fp32 master weights, fp32
-        gradient sums, and the optimizer's moments."""
-        n = self.config.n_params
+    def training_state(self, optimizer: str = "AdamW", precision: str = "bf16") -> dict[str, float]:
+        """Bytes of what herder's trainer keeps beside the activations: weights and gradients at `precision`, and in fp32 the
+        master weights, the gradient sums and the optimizer's moments."""
+        n, size = self.config.n_params, PRECISIONS[precision]
         matrices = sum(self.parameters()[part] for part in ("attention", "feed-forward"))
         moments = OPTIMIZERS["AdamW"] * n
         if optimizer == "Muon":
             moments -= (OPTIMIZERS["AdamW"] - OPTIMIZERS["Muon"]) * matrices
         return {
-            "weights, bf16": 2.0 * n,
-            "gradients, bf16": 2.0 * n,
+            f"weights, {precision}": size * n,
+            f"gradients, {precision}": size * n,
             "master weights, fp32": 4.0 * n,
             "gradient sums, fp32": 4.0 * n,
             f"moments of {optimizer}, fp32": float(moments),
@@ -70,15 +73,16 @@ class Count:
 
         Per token and layer the module keeps both norms (normalised and scaled), q, k, v, the attention's result twice (as its
         kernel and as the projection hold it) and four feed-forward rows; the log-sum-exp of each head and both inverse roots
-        stay in fp32. With full checkpointing only the input of each block remains. The head keeps its input and the logits.
+        stay in fp32. The head keeps the last norm and the logits, with their log-sum-exp in fp32. With full checkpointing the
+        inputs of the blocks remain, beside the larger of the head and the one block that is computed again.
         """
         c = self.config
         q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         layer = element * (4 * c.dim + 3 * q + 2 * kv + 4 * c.ffn_dim) + 4 * (c.n_heads + 2)
-        head = element * (2 * c.dim + c.vocab_size) + 4
+        head = element * (2 * c.dim + c.vocab_size) + 2 * 4
         return {
             "all kept": tokens * (c.n_layers * layer + head),
-            "blocks recomputed": tokens * (c.n_layers * element * c.dim + layer + head),
+            "blocks recomputed": tokens * (c.n_layers * element * c.dim + max(layer, head)),
         }
 
     def kv_cache(self, context: int, element: float = 2.0) -> float:
@@ -98,12 +102,15 @@ class Count:
         tokens = context * batch
         kv = {name: batch * self.kv_cache(context, size) for name, size in PRECISIONS.items() if name != "int4"}
         state = self.training_state()
+        states = {f"{o}, {p}": float(sum(self.training_state(o, p).values())) for o in OPTIMIZERS for p in TRAINED}
+        kept = {f"{name}, {p}": size for p in TRAINED for name, size in self.activations(tokens, PRECISIONS[p]).items()}
         sections = [
             ("parameters", {k: f"{v:,}" for k, v in self.parameters().items()}, f"{self.config.n_params:,}"),
             (f"FLOPs per token at context {context:,}", {k: _scaled(v) for k, v in self.flops(context).items()}, ""),
             ("weights", _bytes(self.weights()), ""),
-            ("training state, mixed precision", _bytes(state), bytes_text(sum(state.values()))),
-            (f"activations of {tokens:,} tokens, bf16", _bytes(self.activations(tokens)), ""),
+            ("training state, AdamW in bf16", _bytes(state), bytes_text(sum(state.values()))),
+            ("training state in all", _bytes(states), ""),
+            (f"activations of {tokens:,} tokens", _bytes(kept), ""),
             (f"KV cache of {batch:,} x {context:,} tokens", _bytes(kv), ""),
         ]
         lines = []
