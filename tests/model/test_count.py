@@ -53,6 +53,20 @@ def test_flops_are_what_the_products_of_the_module_take():
     assert Count(TINY).flops(length)["prefill"] * 3 == pytest.approx(Count(TINY).flops(length)["training"])
 
 
+def test_decoding_a_token_takes_what_a_prefill_longer_by_it_takes_more():
+    longer, shorter = ((n, Count(TINY).flops(n)["prefill"]) for n in (48, 47))
+    assert Count(TINY).flops(48)["decode"] == pytest.approx(longer[0] * longer[1] - shorter[0] * shorter[1])
+
+
+def test_recomputed_blocks_leave_their_inputs_and_one_block_or_the_head():
+    one, two = (Count(replace(TINY, n_layers=n)) for n in (1, 2))
+    kept = [c.activations(1, 4)["blocks recomputed"] for c in (one, two)]
+    whole = [c.activations(1, 4)["all kept"] for c in (one, two)]
+    block, inputs = whole[1] - whole[0], 4 * TINY.dim
+    head = whole[0] - block
+    assert kept == [inputs + max(block, head), 2 * inputs + max(block, head)]
+
+
 def test_activations_are_the_tensors_that_autograd_keeps():
     def kept(layers: int) -> int:
         model = Llama(replace(TINY, n_layers=layers))

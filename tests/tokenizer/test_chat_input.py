@@ -105,6 +105,12 @@ def test_broken_calls_are_named(toks, dialect, messages, said):
         ChatFormat(toks[dialect], dialect).encode(messages)
 
 
+@pytest.mark.parametrize("tools", ["f", 5, {"type": "brave_search"}])
+def test_tools_that_are_no_list_are_refused(chat, tools):
+    with pytest.raises(ValueError, match="tools are of type .*; give a list"):
+        chat.encode([user("a")], tools)
+
+
 def test_results_out_of_order_are_refused(tok):
     both = calls(("f", {}), ("g", {}))
     with pytest.raises(ValueError, match="message 1 answers the call 'call_1' before those"):
@@ -113,7 +119,7 @@ def test_results_out_of_order_are_refused(tok):
 
 @pytest.mark.parametrize(
     "tools",
-    [["f"], [{"type": "function"}], [{"type": "retrieval"}], [{"type": "function", "function": {"name": 1}}], "f"],
+    [["f"], [{"type": "function"}], [{"type": "retrieval"}], [{"type": "function", "function": {"name": 1}}]],
 )
 def test_broken_tools_are_named(tok, tools):
     with pytest.raises(ValueError, match="tool 0 is neither"):

@@ -140,6 +140,8 @@ class Tools:
     @classmethod
     def sort(cls, tools: list[dict] | None, dialect: Dialect) -> Tools:
         """Raises ValueError, naming the tool, for a definition that the dialect cannot announce."""
+        if not isinstance(tools, list | tuple | None):
+            raise ValueError(f"tools are of type {type(tools).__name__}; give a list of definitions")
         if tools and not dialect.forms:
             raise ValueError(f"dialect {dialect.name} has no tools; use llama3.1")
         builtins, functions = [], []
