@@ -107,7 +107,7 @@ def test_broken_calls_are_named(toks, dialect, messages, said):
 
 @pytest.mark.parametrize("tools", ["f", 5, {"type": "brave_search"}])
 def test_tools_that_are_no_list_are_refused(chat, tools):
-    with pytest.raises(ValueError, match="tools are of type .*; give a list"):
+    with pytest.raises(ValueError, match=r"tools are of type .*; give a list"):
         chat.encode([user("a")], tools)
 
 
