@@ -51,6 +51,17 @@ def test_a_long_context_loses_its_beginning_and_keeps_begin_of_text(tok):
     assert continuation == tok.encode(" i")
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_continuation_that_fills_the_context_keeps_one_id_before_it(tok, bos):
+    context, option = "a b c d e f g h", " i j k"
+    size = len(tok.encode(option))
+    before, after = split_continuation(tok, context, option, bos, size + 1)
+    assert before == ([tok.bos_id] if bos else tok.encode(context)[-1:])
+    assert after == tok.encode(option)
+    with pytest.raises(ValueError, match=rf"' i j k' has {size} tokens; the model scores {size - 1} at most"):
+        split_continuation(tok, context, option, bos, size)
+
+
 def test_an_option_that_merges_into_the_context_is_still_scored(tok):
     for context, option in (("", "x"), ("a" * 30, "a"), ("(", ")"), ("\n", "\n")):
         for bos in (True, False):

@@ -131,6 +131,15 @@ def test_the_declaration_names_the_form_of_calls(toks):
         assert shown in written(toks, dialect, ASKED, [WEATHER], calls=form)
 
 
+def test_a_reply_ends_at_every_stop_of_its_dialect(toks):
+    text, turn, message = "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"
+    stops = {dialect: {text, turn, message} for dialect in ("llama3.1", "llama3.2", "hf-llama3.1")}
+    stops |= {"llama3": {text, turn}, "chatml": {"<|endoftext|>", "<|im_end|>"}}
+    for dialect, names in stops.items():
+        tok = toks[dialect]
+        assert ChatFormat(tok, dialect).stop_ids == {tok.special[name] for name in names}
+
+
 def test_python_tag_stands_only_where_the_dialect_puts_it(toks):
     search, code = ("brave_search", {"query": "x"}), ("code_interpreter", {"code": "1+1"})
     tools = [WEATHER, SEARCH, INTERPRETER]

@@ -226,7 +226,12 @@ def split_continuation(
     before, after = whole[:cut], whole[cut:]
     bos = bos or not before  # something must come before what is scored
     room = longest - len(after) - bos
-    return [tokenizer.bos_id] * bos + (before[-room:] if 0 < room < len(before) else before), after
+    if room < (not bos):
+        raise ValueError(
+            f"{continuation[:40]!r} has {len(after)} tokens; the model scores {longest - 1} at most, "
+            "take one with a longer context"
+        )
+    return [tokenizer.bos_id] * bos + before[max(0, len(before) - room) :], after
 
 
 def document_windows(ids: list[int], context: int) -> list[tuple[list[int], list[int]]]:
