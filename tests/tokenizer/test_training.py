@@ -132,7 +132,7 @@ def test_lone_surrogates_and_nul_do_not_stop_training():
 
 @pytest.mark.long
 def test_the_full_shape_has_the_published_sizes_and_special_ids():
-    """128,256 ids of 100,256 + 27,744 + 256, from this installation's Python files and all the translations there are."""
+    """128,256 ids of 100,256 + 27,744 + 256, from this installation's Python files and made-up words of other scripts."""
     code, foreign, size = [], [], 0
     for path in sorted(Path(sysconfig.get_path("purelib")).rglob("*.py")):
         code.append(path.read_bytes().decode("utf-8", "replace"))
