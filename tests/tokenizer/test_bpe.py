@@ -230,3 +230,11 @@ def test_streaming_marks_a_character_that_never_completes(tok):
     stream = StreamDecoder(tok)
     assert stream.push([tok.ranks[bytes([b])] for b in "🙂".encode()[:2]]) == ""
     assert stream.finish() == "\ufffd"
+
+
+def test_documents_stand_between_begin_and_end_of_text_or_between_two_ends(tok):
+    assert tok.document_ids == (tok.special["<|begin_of_text|>"], tok.special["<|end_of_text|>"])
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    conventions = Conventions("<|im_start|>", "<|im_end|>", "<|im_end|>", add_bos=False)
+    chat = Tokenizer(tok.ranks, names, conventions=conventions)
+    assert chat.document_ids == (chat.special["<|endoftext|>"],) * 2

@@ -42,7 +42,7 @@ def compare_compression(config: CompressionConfig, inputs: dict[str, Path], out:
     ]
     used = json.loads((inputs["model"] / "consumed.json").read_text())
     seen = list(consumed(TokenShards(inputs["tokens"] / "train"), used["tokens"], used["seed"]))
-    encoded = [tokenizer.encode(text, bos=True) for text in texts]
+    encoded = [[tokenizer.document_ids[0], *tokenizer.encode(text)] for text in texts]
     for number, order in enumerate(config.orders):
         report(number, len(config.orders), "n-gram models")
         nats = KneserNey(seen, tokenizer.n_vocab, order).nats(encoded)

@@ -182,7 +182,8 @@ class BitsPerByteTask:
     def run(self, engine: Engine, chat: ChatFormat | None, items: Sequence[tuple[int, TextItem]]) -> Iterator[dict]:
         contexts, continuations, windows = [], [], []
         for _, item in items:
-            parts = document_windows(engine.tokenizer.encode(item.text, bos=True), engine.context)
+            ids = [engine.tokenizer.document_ids[0], *engine.tokenizer.encode(item.text)]
+            parts = document_windows(ids, engine.context)
             contexts += [context for context, _ in parts]
             continuations += [continuation for _, continuation in parts]
             windows.append(len(parts))
@@ -231,7 +232,7 @@ def split_continuation(
             f"{continuation[:40]!r} has {len(after)} tokens; the model scores {longest - 1} at most, "
             "take one with a longer context"
         )
-    return [tokenizer.bos_id] * bos + before[max(0, len(before) - room) :], after
+    return [tokenizer.document_ids[0]] * bos + before[max(0, len(before) - room) :], after
 
 
 def document_windows(ids: list[int], context: int) -> list[tuple[list[int], list[int]]]:

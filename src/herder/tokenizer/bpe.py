@@ -163,6 +163,13 @@ class Tokenizer:
         return self.conventions.add_bos
 
     @property
+    def document_ids(self) -> tuple[int, int]:
+        """The ids that stand before and after a document of running text: begin and end of text. Chat families whose begin
+        opens a message instead (SmolLM2) have their end of text on both sides."""
+        end = next((self.special[n] for n in ("<|end_of_text|>", "<|endoftext|>") if n in self.special), self.eos_id)
+        return (self.bos_id if self.add_bos else end), end
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a generation: the end token and every one of `STOPS` that is there."""
         names = {name for name in (*STOPS, self.conventions.eos) if name in self.special}

@@ -32,7 +32,7 @@ def write_shards(
     Older shards there are replaced once the new ones are whole. Raises ValueError where a source's name cannot be a folder, or
     `out` holds something else.
     """
-    bos, eos = tokenizer.special["<|begin_of_text|>"], tokenizer.special["<|end_of_text|>"]
+    begin, end = tokenizer.document_ids
     out = Path(out)
     check_replaceable(out, "ledger.json")
     part = out.with_name(out.name + ".part")
@@ -46,7 +46,7 @@ def write_shards(
         for (source, text), ids in zip(pending, encoded, strict=True):
             if source not in writers:
                 writers[source] = _Writer(part, source)
-            writers[source].add([bos, *ids, eos], text)
+            writers[source].add([begin, *ids, end], text)
         pending.clear()
 
     for source, text in documents:
