@@ -176,6 +176,7 @@ def config_json(config: LlamaConfig, dtype: torch.dtype, tokenizer: Tokenizer) -
             "high_freq_factor": s.high_freq_factor,
             "original_max_position_embeddings": s.original_max_seq_len,
         }
+    older = {"rope_scaling": rope} if config.rope_scaling else {}  # all that transformers 4 reads; 5 takes either
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -190,6 +191,7 @@ def config_json(config: LlamaConfig, dtype: torch.dtype, tokenizer: Tokenizer) -
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_parameters": rope,
+        **older,
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": False,
         "mlp_bias": False,
