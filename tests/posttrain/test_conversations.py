@@ -9,6 +9,7 @@ import pytest
 from herder.posttrain import ConversationConfig, conversations_manifest, import_dialogues, read_conversations
 from herder.records import read_dialogues
 
+SIDES = ("train", "heldout")
 QUESTION, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 
 
@@ -138,13 +139,22 @@ def test_no_question_is_on_both_sides_and_the_split_does_not_depend_on_the_order
     for name, order in (("a", rows), ("b", rows[::-1])):
         path = write(tmp_path / f"{name}.jsonl", order)
         numbers = import_dialogues(ConversationConfig(str(path), heldout_share=0.2), {}, tmp_path / name)
-        train, heldout = (list(read_dialogues(tmp_path / name / f"{s}.jsonl")) for s in ("train", "heldout"))
+        train, heldout = (list(read_dialogues(tmp_path / name / f"{s}.jsonl")) for s in SIDES)
         assert numbers == {"train": len(train), "heldout": len(heldout)}
         sides.append([{d.messages[0]["content"] for d in side} for side in (train, heldout)])
     assert sides[0] == sides[1]
     assert not sides[0][0] & sides[0][1]
     assert len(sides[0][0] | sides[0][1]) == 150
     assert 15 <= len(sides[0][1]) <= 45
+
+
+def test_a_question_that_is_held_out_stays_so_when_enough_are(tmp_path):
+    rows = [{"prompt": f"question {i % 20}", "completion": f"answer {i}"} for i in range(60)]
+    path = write(tmp_path / "a.jsonl", rows)
+    import_dialogues(ConversationConfig(str(path), heldout_share=0.9, heldout_most=5), {}, tmp_path)
+    train, heldout = ([d.messages[0]["content"] for d in read_dialogues(tmp_path / f"{s}.jsonl")] for s in SIDES)
+    assert not set(train) & set(heldout)
+    assert (len(set(heldout)), len(heldout), len(train)) == (5, 15, 45)
 
 
 def test_the_manifest_changes_with_the_content_and_not_with_the_place(tmp_path):
