@@ -227,3 +227,11 @@ def test_llama3_has_neither_tools_nor_their_roles(tok):
 def test_a_dialect_that_is_not_built_is_refused(tok, dialect):
     with pytest.raises(ValueError, match=r"choose one of llama3, llama3\.1"):
         ChatFormat(tok, dialect)
+
+
+def test_the_end_of_an_answer_that_was_cut_off_is_not_learned(tok):
+    answer = {"role": "assistant", "content": "an answer that"}
+    whole, cut = (ChatFormat(tok).encode([answer | more]) for more in ({}, {"stop_reason": "out_of_tokens"}))
+    assert whole.ids == cut.ids
+    assert sum(whole.loss_mask) - sum(cut.loss_mask) == 1
+    assert cut.loss_mask[-1] == 0

@@ -55,7 +55,8 @@ class RoleSpan(NamedTuple):
 
 @dataclass(slots=True)
 class Turn:
-    """An encoded dialogue. `loss_mask[i]` is 1 where ids[i] is assistant content or the token that ends it."""
+    """An encoded dialogue. `loss_mask[i]` is 1 where ids[i] is assistant content or the token that ends it, the end of a message
+    that was cut off ("out_of_tokens") excepted."""
 
     ids: list[int]
     loss_mask: list[int]
@@ -143,6 +144,10 @@ class ChatFormat:
             # One call for both: how a text splits depends on what stands before it, and templates have it in one piece.
             texts = [row.before + "".join(texts[:1]), *texts[1:]]
             self._add(turn, role, texts, row.index, tag, eom)
+            if row.message.get("stop_reason") == OUT_OF_TOKENS:
+                turn.loss_mask[turn.spans[-1].end - 1] = (
+                    0  # the format ends it; the model did not, and shall not learn to
+                )
         if continue_last:
             self._reopen(turn)
         if add_generation_prompt:
