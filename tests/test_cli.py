@@ -35,10 +35,10 @@ TOY = textwrap.dedent("""
 def herder(tmp_path):
     (tmp_path / "toy.py").write_text(TOY)
 
-    def call(*arguments):
+    def call(*arguments, typed=""):
         env = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "herder.cli", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=tmp_path, env=env, input=typed, capture_output=True, text=True, timeout=120)
 
     return call
 
@@ -159,9 +159,27 @@ def test_a_model_is_evaluated_on_a_users_file(herder, tiny):
     assert done.returncode == 0, done.stderr
     assert "piqa: 50.0%" in done.stdout
     assert (tiny.parent / "results" / "piqa.jsonl").exists()
+    assert "evaluate: starts" in done.stderr
+    assert "2/2 items" in done.stderr
     refused = herder("evaluate", "tiny", "--task", "piqa")
     assert refused.returncode == 2
     assert "--task 'piqa' has no '='" in refused.stderr
+    refused = herder("evaluate", "tiny", "--task", "piqa=piqa.jsonl", "--limit", "-1")
+    assert refused.returncode == 2
+    assert "--limit" in refused.stderr
+
+
+def test_weights_that_are_no_numbers_end_a_chat_with_a_sentence(herder, tiny):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(tiny / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, tiny / "model.safetensors")
+    (tiny / "checksums.json").unlink()
+    done = herder("chat", "tiny", typed="hi\n")
+    assert done.returncode == 2
+    assert "logits are not finite" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_tokenizers_are_compared_on_a_users_text(herder, tiny):

@@ -181,11 +181,12 @@ def chat(
 def evaluate(
     model: Annotated[str, typer.Argument(help="smollm2, a run, a recipe's name, a model folder or a GGUF file.")],
     task: Annotated[list[str], typer.Option(metavar="SUITE=FILE", help="A benchmark and the file that holds it.")],
-    limit: Annotated[int, typer.Option(help="At most this many items of each (0: all).")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="At most this many items of each (0: all).")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for every item; an interrupted run continues there.")] = None,
     runs: RunsFolder = RUNS,
 ) -> None:
     """Measures a model on published benchmarks, with intervals."""
+    from herder import progress
     from herder.convert import load, resolve
     from herder.engine import Engine
     from herder.evaluate import evaluate as run_tasks
@@ -198,7 +199,11 @@ def evaluate(
             raise ValueError(f"--task {text!r} has no '='; write --task arc_easy=FILE")
         tasks.append(suite(name, path, limit))
     llama, tokenizer = load(resolve(model, runs))
-    for name, measure in run_tasks(Engine(llama, tokenizer), tasks, out).items():
+    display = progress.Console(1)
+    display.started(1, "evaluate", resumed=out is not None and out.exists())
+    with progress.showing(display):
+        measures = run_tasks(Engine(llama, tokenizer), tasks, out)
+    for name, measure in measures.items():
         print(f"{name}: {measure}")
 
 
@@ -263,7 +268,7 @@ def tokenizer_report(
     ],
     on: Annotated[Path, typer.Option(help="A curated folder, JSONL, a text file or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the table and the plot.")] = Path("tokenizer-report"),
-    limit: Annotated[int, typer.Option(help="At most this many documents (0: all).")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="At most this many documents (0: all).")] = 0,
     runs: RunsFolder = RUNS,
 ) -> None:
     """Compares tokenizers: characters per token and percent fewer tokens, by language and domain."""
@@ -299,7 +304,7 @@ def main() -> None:
         raise SystemExit(2) from None
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; the same command continues where this one stopped", 130)
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:  # the latter: weights that overflow
         _fail(str(error), 2)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -48,6 +48,16 @@ def test_a_saved_model_loads_as_it_was_here_and_in_transformers(tok, tmp_path, m
     assert theirs.generation_config.bos_token_id == tok.bos_id
 
 
+def test_scaled_rope_is_stated_in_the_field_that_older_transformers_read(tok, tmp_path):
+    """transformers 4 knows rope_scaling alone, and without it rotates unscaled and says nothing."""
+    save(model_of(tok, rope_scaling=RopeScaling(original_max_seq_len=16)), tok, tmp_path / "scaled")
+    save(model_of(tok), tok, tmp_path / "plain")
+    scaled, plain = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("scaled", "plain"))
+    assert scaled["rope_scaling"].items() >= {"rope_type": "llama3", "factor": 8.0}.items()
+    assert scaled["rope_scaling"]["original_max_position_embeddings"] == 16
+    assert "rope_scaling" not in plain
+
+
 def test_a_model_in_many_files_loads_here_and_in_transformers(tok, tmp_path):
     model = model_of(tok).to(torch.bfloat16)
     write_hf(InMemory(model, tok), tmp_path / "m", shard_bytes=20_000)

@@ -211,3 +211,10 @@ def test_nothing_is_read_before_all_shapes_are_checked(tok, tmp_path, monkeypatc
     monkeypatch.setattr(TensorFiles, "tensor", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(ValueError, match=r"lm_head.weight has shape \(1, 1\)"):
         load(folder)
+
+
+def test_a_folder_of_several_gguf_files_asks_for_one(tmp_path):
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"several models \(a.gguf, b.gguf\); give the path of one file"):
+        open_checkpoint(tmp_path)

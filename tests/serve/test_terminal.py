@@ -117,3 +117,8 @@ def test_a_message_too_long_by_itself_is_refused_and_forgotten(engine, tok):
 
 def test_the_model_cannot_steer_the_terminal():
     assert printable("a\x1b[2Jb\r\n\tc\x07\x9b") == "a\ufffd[2Jb\ufffd\n\tc\ufffd\ufffd"
+
+
+def test_the_end_of_input_leaves_the_cursor_on_a_new_line(engine, tok):
+    _, screen = talk(engine, tok)
+    assert screen.splitlines(keepends=True)[1:] == ["\n"]

@@ -46,6 +46,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     found = format_of(path)
+    if found is None and len(files := sorted(p.name for p in path.glob("*.gguf") if p.is_file())) > 1:
+        raise ValueError(f"{path} holds several models ({', '.join(files[:5])}); give the path of one file")
     if found is None:
         raise ValueError(
             f"{path} {'holds no model' if path.exists() else 'does not exist'}; give a folder with config.json or params.json "

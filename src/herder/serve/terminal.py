@@ -42,6 +42,7 @@ def chat(
         try:
             line = read(PROMPT).strip()
         except EOFError:
+            write("")  # the shell's prompt gets a line of its own
             break
         except KeyboardInterrupt:
             write("\n(leave with /quit or Ctrl-D)")
