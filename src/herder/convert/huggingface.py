@@ -135,7 +135,8 @@ def write_hf(
                 "pad_token_id": tokenizer.pad_id,
             },
         )
-        tokenizer.save(part, chat_template(tokenizer.dialect) if tokenizer.dialect else "")
+        system = tokenizer.conventions.system
+        tokenizer.save(part, chat_template(tokenizer.dialect, system=system) if tokenizer.dialect else "")
         # Tools take a tokenizer.model beside a config.json for SentencePiece's (llama.cpp's converter stops at tiktoken's).
         (part / "tokenizer.model").unlink(missing_ok=True)
     return out

@@ -23,6 +23,8 @@ def modelfile(gguf: str, tokenizer: Tokenizer) -> str:
     lines = [f"{FIRST_LINE} In this folder: ollama create NAME -f THIS_FILE", f"FROM ./{gguf}"]
     if dialect := DIALECTS.get(tokenizer.dialect):
         lines.append(f'TEMPLATE """{go_template(dialect)}"""')
+        if tokenizer.conventions.system and '"""' not in tokenizer.conventions.system:
+            lines.append(f'SYSTEM """{tokenizer.conventions.system}"""')
         lines += [f'PARAMETER stop "{name}"' for name in dialect.stops if name in tokenizer.special]
     return "\n".join([*lines, ""])
 

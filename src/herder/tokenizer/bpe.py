@@ -68,7 +68,8 @@ def special_names(count: int = LLAMA3_SPECIALS) -> list[str]:
 class Conventions:
     """What a tokenizer's files say beside its vocabulary. Names of special tokens; "" where there is none.
 
-    `add_bos`: whether plain text is published with begin_of_text before it; `dialect`: the chat format that was recorded.
+    `add_bos`: whether plain text is published with begin_of_text before it; `dialect`: the chat format that was recorded;
+    `system`: the system message that the model was trained with where a dialogue has none.
     """
 
     bos: str = ""
@@ -76,6 +77,7 @@ class Conventions:
     pad: str = ""
     add_bos: bool = False
     dialect: str = ""
+    system: str = ""
 
     @classmethod
     def of(cls, specials: Iterable[str]) -> Conventions:

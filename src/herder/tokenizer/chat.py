@@ -77,7 +77,9 @@ class ChatFormat:
     `dialect` None takes the one that the tokenizer's special tokens call for. `calls` names the form in which custom
     calls are written ("json", "function_tag", "python_list", "tool_call": the dialect's first where None); all forms of
     the dialect are read. `date` ("26 Jul 2024") puts the lines of the end of knowledge (`cutoff`) and of today's date
-    before the system message; hf-llama3.1 always has them. Raises ValueError for what a dialect or tokenizer lacks.
+    before the system message; hf-llama3.1 always has them. A tokenizer that records a default system message
+    (`conventions.system`) has it written where a dialogue begins with none. Raises ValueError for what a dialect or
+    tokenizer lacks.
     """
 
     def __init__(
@@ -107,6 +109,9 @@ class ChatFormat:
         self.date, self.cutoff = date or (HF_DATE if self.dialect.dates == "must" else None), cutoff
         self.stop_ids = frozenset(
             tokenizer.special[token] for token in self.dialect.stops if token in tokenizer.special
+        )
+        self.system = (
+            tokenizer.conventions.system if name == tokenizer.dialect and not self.dialect.hugging_face else ""
         )
         self._headers = {role: self._header(role) for role in dict.fromkeys(self.dialect.headers.values())}
         self._after_end = tokenizer.encode(self.dialect.after_end)
@@ -145,9 +150,7 @@ class ChatFormat:
             texts = [row.before + "".join(texts[:1]), *texts[1:]]
             self._add(turn, role, texts, row.index, tag, eom)
             if row.message.get("stop_reason") == OUT_OF_TOKENS:
-                turn.loss_mask[turn.spans[-1].end - 1] = (
-                    0  # the format ends it; the model did not, and shall not learn to
-                )
+                turn.loss_mask[turn.spans[-1].end - 1] = 0  # the model did not end it, and shall not learn to
         if continue_last:
             self._reopen(turn)
         if add_generation_prompt:
@@ -217,6 +220,8 @@ class ChatFormat:
         opening = self._opening(tools, announces(messages))
         if messages[0].get("role") == "system":
             yield _Row(0, rows.pop(0).message, f"{opening}\n\n" if opening else "")
+        elif self.system:
+            yield _Row(-1, {"role": "system", "content": "\n\n".join(filter(None, (opening, self.system)))})
         elif opening:
             yield _Row(-1, {"role": "system", "content": opening + "\n\n" * self.dialect.hugging_face})
         note = self._note(tools)
@@ -405,6 +410,8 @@ class ChatFormat:
                 if before and system["content"].startswith(f"{before}\n\n{behind}"):
                     system["content"] = system["content"][len(before) + 2 :]
                     break
+        if system and self.system and system["content"] == self.system:
+            del messages[0]
         first = next((m for m in messages if m["role"] == "user"), None) if note else None
         if first is not None and first["content"].startswith(note):
             if self.dialect.functions_in == "question":

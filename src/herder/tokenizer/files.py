@@ -22,6 +22,8 @@ RANKS_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "token
 GGUF_SPECIAL = {2, 3, 4}
 GGUF_UNUSED = 5
 """`tokenizer.ggml.token_type`: 1 is ordinary text, 2 unknown, 3 control, 4 defined by the user, 5 unused, 6 a byte."""
+GGUF_DIALECT, GGUF_SYSTEM = "herder.dialect", "herder.system"
+"""Where our own GGUF files record `Conventions.dialect` and `.system`."""
 
 
 def load(path: Path) -> Tokenizer:
@@ -102,7 +104,8 @@ def _from_own(folder: Path, own: dict[str, Any]) -> Tokenizer:
     ranks, config = read_ranks(folder / RANKS_FILE), folder / CONFIG_FILE
     try:
         pattern, n_base, specials = str(own["pattern"]), int(own["n_base"]), [str(name) for name in own["special"]]
-        add_bos, dialect = bool(own.get("add_bos", True)), str(own.get("dialect", ""))
+        add_bos = bool(own.get("add_bos", True))
+        dialect, system = (str(own.get(name, "")) for name in ("dialect", "system"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{config} is damaged ({error!r}); save the tokenizer again") from None
     if len(ranks) != n_base:
@@ -110,7 +113,7 @@ def _from_own(folder: Path, own: dict[str, Any]) -> Tokenizer:
             f"{folder / RANKS_FILE} holds {len(ranks)} ranks where {CONFIG_FILE} says {n_base}; copy it again"
         )
     usual = Conventions.of(specials)
-    known = Conventions(usual.bos, usual.eos, usual.pad, add_bos, dialect)
+    known = Conventions(usual.bos, usual.eos, usual.pad, add_bos, dialect, system)
     return _named(config, lambda: Tokenizer(ranks, specials, pattern, conventions=known))
 
 
@@ -170,7 +173,12 @@ def _from_lists(data: dict[str, Any], tokens: list[str], types: list[int], merge
         name = names[i] if isinstance(i, int) and 0 <= i < len(names) else ""
         found[kind] = getattr(usual, kind) or (name if name in specials else "")
     whole = pre in patterns.GGUF_WHOLE_PIECES
-    known = Conventions(**found, add_bos=bool(data.get("tokenizer.ggml.add_bos_token", whole)))
+    known = Conventions(
+        **found,
+        add_bos=bool(data.get("tokenizer.ggml.add_bos_token", whole)),
+        dialect=str(data.get(GGUF_DIALECT, "")),
+        system=str(data.get(GGUF_SYSTEM, huggingface.default_system(data.get("tokenizer.chat_template")))),
+    )
     return huggingface.vocabulary(zip(tokens, range(len(tokens)), strict=True), merges, specials, pattern, whole, known)
 
 

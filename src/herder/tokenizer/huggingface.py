@@ -8,6 +8,7 @@ list every way to write each token as two tokens, which is what makes merging by
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,15 @@ def _pairs(merges: Iterable[str | list[str]], spelled: dict[str, bytes]) -> Iter
 
 
 def read(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json and, where they lie beside it, tokenizer_config.json and special_tokens_map.json.
+    """Reads a tokenizer.json and, where they lie beside it, tokenizer_config.json, special_tokens_map.json and the chat template.
 
     Raises ValueError naming the file for damage and for what is not byte-level BPE as herder can express it.
     """
     data, beside = _json(path), {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         beside |= _json(path.with_name(name)) if path.with_name(name).is_file() else {}
+    if (template := path.with_name("chat_template.jinja")).is_file():  # where transformers puts it since 4.50
+        beside["chat_template"] = template.read_text(encoding="utf-8", errors="replace")
     try:
         return _from_json(data, beside)
     except ValueError as error:
@@ -178,7 +181,23 @@ def _conventions(data: dict[str, Any], beside: dict[str, Any], specials: dict[st
         name = value.get("content") if isinstance(value, dict) else value
         found[kind] = getattr(usual, kind) or (name if isinstance(name, str) and name in specials else "")
     add_bos = _adds_bos(data.get("post_processor"), found["bos"])
-    return Conventions(**found, add_bos=bool(beside.get("add_bos_token", add_bos)), dialect=str(own.get("dialect", "")))
+    published = default_system(beside.get("chat_template"))
+    return Conventions(
+        **found,
+        add_bos=bool(beside.get("add_bos_token", add_bos)),
+        dialect=str(own.get("dialect", "")),
+        system=str(own.get("system", published)),
+    )
+
+
+_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^{}'\"|<>\\]+)<\|im_end\|>")
+
+
+def default_system(template: Any) -> str:
+    """The system message that a published ChatML template writes where a dialogue has none; "" where it has no such text.
+    The template is searched as text, never rendered."""
+    found = _DEFAULT_SYSTEM.search(template) if isinstance(template, str) else None
+    return found[1] if found else ""
 
 
 def _adds_bos(processor: dict | None, bos: str) -> bool:
@@ -261,6 +280,7 @@ def _config(tokenizer: Tokenizer, chat_template: str) -> dict[str, Any]:
     known = tokenizer.conventions
     names = {f"{kind}_token": getattr(known, kind) for kind in ("bos", "eos", "pad") if getattr(known, kind)}
     own = {"pattern": tokenizer.pattern, "n_base": tokenizer.n_base, "special": list(tokenizer.special)}
+    recorded = {name: value for name, value in (("dialect", known.dialect), ("system", known.system)) if value}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "added_tokens_decoder": {str(i): _FLAGS | {"content": name} for name, i in tokenizer.special.items()},
@@ -268,7 +288,7 @@ def _config(tokenizer: Tokenizer, chat_template: str) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         **({"chat_template": chat_template} if chat_template else {}),
-        "herder": own | ({"dialect": known.dialect} if known.dialect else {}) | {"add_bos": known.add_bos},
+        "herder": own | recorded | {"add_bos": known.add_bos},
     }
 
 

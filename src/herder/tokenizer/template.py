@@ -66,9 +66,9 @@ _SYSTEM = """
 {%- endif -%}
 {%- set opening = ns.lines | join("\\n") -%}
 $in_system
-{%- if system or opening -%}
-  {{- $open + "system" + $close + opening + ("\\n\\n" if system and opening else "") -}}
-  {{- (text(system.content) if system else "") + $end -}}
+{%- if system or opening or $system -%}
+  {{- $open + "system" + $close + opening + ("\\n\\n" if (system or $system) and opening else "") -}}
+  {{- (text(system.content) if system else $system) + $end -}}
 {%- endif -%}
 """
 
@@ -276,8 +276,8 @@ _PYTHON = """
 """
 
 
-def chat_template(dialect: str, calls: str | None = None) -> str:
-    """The Jinja text of a dialect; `calls` names the form of custom calls as in `ChatFormat`.
+def chat_template(dialect: str, calls: str | None = None, system: str = "") -> str:
+    """The Jinja text of a dialect; `calls` names the form of custom calls as in `ChatFormat`, `system` is the default message.
 
     `tools` and messages are as in `ChatFormat.encode`, but the arguments of built-in and pythonic calls must be objects:
     a template cannot read JSON. Where arguments are text they are written as they are. A `context` and content in
@@ -294,13 +294,13 @@ def chat_template(dialect: str, calls: str | None = None) -> str:
     body += [_ESCAPED] if row.builtins else []
     body += ["{{- $begin -}}"] if row.begin else []
     body += [_HF_SYSTEM if row.hugging_face else _SYSTEM, _MESSAGES]
-    text, fragments = "".join(body), _fragments(row, form)
+    text, fragments = "".join(body), _fragments(row, form, system)
     while "$" in text:  # fragments hold fragments
         text = Template(text).substitute(fragments)
     return "\n".join(line for line in text.splitlines() if line.strip())
 
 
-def _fragments(row: Dialect, form: str | None) -> dict[str, str]:
+def _fragments(row: Dialect, form: str | None, system: str) -> dict[str, str]:
     """What each $name of the template stands for: Jinja literals, and pieces of template."""
     shape = FORMS.get(form)
     is_builtin = "function.name in " + ("ns.builtins" if row.hugging_face else "$builtins")
@@ -309,6 +309,7 @@ def _fragments(row: Dialect, form: str | None) -> dict[str, str]:
     )
     literals = {
         "name": row.name,
+        "system": system,
         "begin": row.begin,
         "open": row.open,
         "close": (row.close or "") + row.after_role,
