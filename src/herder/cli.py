@@ -215,10 +215,15 @@ def convert(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Writes a model in another format, tensor by tensor."""
+    from herder import progress
     from herder.convert import convert as transfer
     from herder.convert import resolve
 
-    for name, value in transfer(resolve(source, runs), out, to, dtype).items():
+    display = progress.Console(1)
+    display.started(1, f"convert {source}", resumed=False)
+    with progress.showing(display):
+        numbers = transfer(resolve(source, runs), out, to, dtype)
+    for name, value in numbers.items():
         print(f"{name}: {value:,.1f}" if isinstance(value, float) else f"{name}: {value:,}")
 
 

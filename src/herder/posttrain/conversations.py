@@ -73,13 +73,14 @@ def import_dialogues(config: ConversationConfig, inputs: dict[str, Path], out: P
                 "pip install 'herder[miniature]'"
             )
         train, heldout = splits["train"], splits["heldout"]
+        unanswered = 0
     else:
-        train, heldout = split(read_conversations(config.data, config.limit), config)
+        train, heldout, unanswered = split(read_conversations(config.data, config.limit), config)
     if not train:
         raise ValueError(f"{config.data} gave no dialogue with an answer to train on")
     write_dialogues(train, out / "train.jsonl")
     write_dialogues(heldout, out / "heldout.jsonl")
-    return {"train": len(train), "heldout": len(heldout)}
+    return {"train": len(train), "heldout": len(heldout), "without_an_answer": unanswered}
 
 
 def conversations_manifest(data: str) -> tuple[dict, ...]:
@@ -92,15 +93,20 @@ def conversations_manifest(data: str) -> tuple[dict, ...]:
     return tuple(row for path in _files(Path(data)) for row in manifest(path))
 
 
-def split(dialogues: Iterable[Dialogue], config: ConversationConfig) -> tuple[list[Dialogue], list[Dialogue]]:
-    """(training, held-out) dialogues with an answer, by a hash of the messages before the first answer. Once `heldout_most`
-    are held out, dialogues that begin otherwise than those are trained on."""
+def split(dialogues: Iterable[Dialogue], config: ConversationConfig) -> tuple[list[Dialogue], list[Dialogue], int]:
+    """(training, held-out) dialogues, and how many were left out because nothing is answered in them.
+
+    They are split by a hash of the messages before the first answer. Once `heldout_most` are held out, dialogues that begin
+    otherwise than those are trained on.
+    """
     train: list[Dialogue] = []
     heldout: list[Dialogue] = []
     held: set[int] = set()
+    unanswered = 0
     for dialogue in dialogues:
         roles = [m["role"] for m in dialogue.messages]
         if "assistant" not in roles:
+            unanswered += 1
             continue
         opening = [(m["role"], m.get("content")) for m in dialogue.messages[: roles.index("assistant")]]
         key = xxhash.xxh3_64_intdigest(json.dumps(opening).encode(), seed=config.seed)
@@ -109,7 +115,7 @@ def split(dialogues: Iterable[Dialogue], config: ConversationConfig) -> tuple[li
             heldout.append(dialogue)
         else:
             train.append(dialogue)
-    return train, heldout
+    return train, heldout, unanswered
 
 
 def read_conversations(data: str, limit: int = 0) -> Iterator[Dialogue]:
