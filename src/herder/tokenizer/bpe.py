@@ -20,7 +20,7 @@ import numpy as np
 import regex
 import tiktoken
 
-from herder.tokenizer.patterns import EXHAUSTIVE
+from herder.tokenizer.patterns import EXHAUSTIVE, grouped
 from herder.tokenizer.patterns import LLAMA3 as PATTERN
 
 PUBLISHED_SPECIALS = (
@@ -139,7 +139,9 @@ class Tokenizer:
         if (np.diff(ids) < 0).any():
             ranks, self._ids = {token: rank for rank, token in enumerate(ranks)}, ids
         try:
-            self._encoding = tiktoken.Encoding("herder", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
+            self._encoding = tiktoken.Encoding(
+                "herder", pat_str=grouped(self.pattern), mergeable_ranks=ranks, special_tokens={}
+            )
         except ValueError as error:
             raise ValueError(f"the splitting expression {self.pattern!r} cannot be read ({error})") from None
 

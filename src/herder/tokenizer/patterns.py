@@ -40,6 +40,48 @@ _DIFFERS = re.compile(
 )
 
 
+_LOOKS = re.compile(r"\(\?(?:[=!>]|<[=!]|P=)|\(\?[a-z]+\)|\\[1-9gk]|(?:[?*+]|\{\d+(?:,\d*)?\})\+")
+"""Look-around, atomic groups, possessive repeats, back-references, flags for all that follows."""
+
+
+def grouped(pattern: str) -> str:
+    """The same expression with neighbouring alternatives that look nowhere put into one group: cuts are the same, and found a
+    third faster. tiktoken's engine hands what looks nowhere to a faster one, and only a group is handed over as a whole."""
+    out: list[str] = []
+    together: list[str] = []
+    for alternative in [*alternatives(pattern), None]:
+        if alternative is not None and not _LOOKS.search(alternative):
+            together.append(alternative)
+            continue
+        if together:
+            out.append(f"(?:{'|'.join(together)})")
+        together = []
+        if alternative is not None:
+            out.append(alternative)
+    return pattern if re.search(r"\(\?[a-z]+\)", pattern) else "|".join(out)
+
+
+def alternatives(pattern: str) -> list[str]:
+    """The alternatives of an expression's top level, in order."""
+    found, start, depth, inside, at = [], 0, 0, 0, 0
+    while at < len(pattern):
+        c = pattern[at]
+        if c == "\\":
+            at += 1
+        elif c == "[":
+            inside += 1
+            at += len(re.match(r"\^?\]?", pattern[at + 1 :])[0])  # a bracket that comes first stands for itself
+        elif c == "]" and inside:
+            inside -= 1
+        elif not inside and c in "()":
+            depth += 1 if c == "(" else -1
+        elif c == "|" and not inside and not depth:
+            found.append(pattern[start:at])
+            start = at + 1
+        at += 1
+    return [*found, pattern[start:]]
+
+
 def from_chain(chain: dict | None) -> str:
     """The expression of a tokenizer.json's `pre_tokenizer`. Raises ValueError for a chain that no expression here matches."""
     steps = chain.get("pretokenizers", []) if chain and chain.get("type") == "Sequence" else [chain] if chain else []
