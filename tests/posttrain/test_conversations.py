@@ -176,3 +176,15 @@ def test_without_data_the_verifiable_tasks_are_the_dialogues(tmp_path):
     assert {d.task for d in read_dialogues(tmp_path / "train.jsonl")} == {"syllogism"}
     with pytest.raises(ValueError, match="no dialogues: give --set data=FILE"):
         import_dialogues(ConversationConfig(), {}, tmp_path)
+
+
+def test_a_data_set_in_the_hubs_layout_is_read_by_its_name(tmp_path):
+    """As `no_robots` is, over the network; here the data set is a local folder."""
+    pytest.importorskip("datasets", reason="needs the package datasets")
+    row = {"prompt": "hi", "prompt_id": "1", "messages": [QUESTION, ANSWER], "category": "Chat"}
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "train.jsonl", [row] * 3)
+    found = list(read_conversations(f"hf:{folder}", limit=2))
+    assert [d.messages for d in found] == [[QUESTION, ANSWER]] * 2
+    assert found[0].task == "Chat"
