@@ -80,6 +80,7 @@ def test_what_did_not_change_is_reused_and_new_data_is_not_mistaken_for_old(outs
         ("base=no-such-model", "'no-such-model' is no model here"),
         ("data=none.jsonl", "none.jsonl does not exist; give a JSONL"),
         ("benchmarks.arc_easy=none.jsonl", "none.jsonl does not exist"),
+        ("benchmarks.arc_hard=none.jsonl", "benchmark 'arc_hard' is unknown; known are arc_easy"),
         ("export=meta", "export_dtype q8_0 is a GGUF type"),
         ("lora.targets=w1", "targets names 'w1'"),
     ],

@@ -12,7 +12,7 @@ from typing import Literal
 
 from herder.config import manifest, runtime
 from herder.convert import convert, resolve
-from herder.evaluate import ModelEvaluation, evaluate_model
+from herder.evaluate import ModelEvaluation, evaluate_model, suite
 from herder.posttrain import (
     ConversationConfig,
     FineTuneConfig,
@@ -81,6 +81,8 @@ def recipe(config: Config) -> Step:
     conversations = replace(config.dialogues, data=config.data, manifest=conversations_manifest(config.data))
     dialogues = Step("4_posttrain/dialogues", import_dialogues, conversations)
     tasks = () if config.data else tuple(config.dialogues.reasoning)
+    for name, path in config.benchmarks.items():
+        suite(name, path, 1)  # what is wrong with it is said now, not after the training
     files = tuple(row | {"suite": name} for name, path in config.benchmarks.items() for row in manifest(Path(path)))
     evaluation = replace(config.evaluation, verifiable=tasks, benchmarks=config.benchmarks, manifest=files)
     before = Step("5_evaluate/before", evaluate_model, evaluation, {"model": base, "dialogues": dialogues})
