@@ -65,7 +65,13 @@ def start(runs: Path, *settings: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
+
+
+def hear_ctrl_c() -> None:
+    """A shell makes what it runs in the background deaf to Ctrl-C, and children inherit that; these shall hear it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(runs: Path, *settings: str) -> tuple[Path, str]:
