@@ -1,6 +1,7 @@
 """The command line: sentences and exit codes."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -180,6 +181,26 @@ def test_weights_that_are_no_numbers_end_a_chat_with_a_sentence(herder, tiny):
     assert done.returncode == 2
     assert "logits are not finite" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_scaling_law_is_fitted_to_a_users_points(herder, tmp_path):
+    rows = []
+    for flops in (1e18, 1e19, 1e20, 1e21):
+        for away in (0.4, 0.7, 1.0, 1.5, 2.5):
+            tokens = 0.299 * flops**0.53727 * away
+            loss = 2 + (flops / 1e18) ** -0.05 + 0.1 * math.log(away) ** 2
+            rows.append({"params": flops / 6 / tokens, "tokens": tokens, "flops": flops, "loss": loss})
+    (tmp_path / "points.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = herder("scaling", "fit", "points.jsonl", "--json", "--out", "fit")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["budgets"][0]["tokens"]["value"] == pytest.approx(16.55e12, rel=1e-3)
+    assert (tmp_path / "fit" / "scaling.png").exists()
+    assert "1.655e+13 tokens" in herder("scaling", "fit", "points.jsonl").stdout
+    (tmp_path / "points.jsonl").write_text('{"params": 1}\n')
+    refused = herder("scaling", "fit", "points.jsonl")
+    assert refused.returncode == 2
+    assert "points.jsonl" in refused.stderr
 
 
 def test_tokenizers_are_compared_on_a_users_text(herder, tiny):

@@ -21,7 +21,9 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="What a model is made of.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Tokenizers compared.", no_args_is_help=True)
+scaling_app = typer.Typer(help="Scaling laws.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+app.add_typer(scaling_app, name="scaling")
 app.add_typer(tokenizer_app, name="tokenizer")
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds runs and their artifacts.")]
 Settings = Annotated[
@@ -285,6 +287,31 @@ def tokenizer_report(
     paths = [Path(name) if Path(name).exists() else resolve(name, runs) for name in tokenizers]
     print(compare(paths, itertools.islice(read_samples(on), limit or None), out))
     print(f"written: {out / 'report.txt'}, {out / 'report.json'}, {out / 'report.png'}")
+
+
+@scaling_app.command("fit")
+def scaling_fit(
+    points: Annotated[Path, typer.Argument(help="JSONL of trained models: params, tokens, flops, loss.")],
+    budget: Annotated[list[float] | None, typer.Option(help="FLOPs to extrapolate to; 3.8e25 by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for scaling.json and the plot.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Prints everything as JSON.")] = False,
+) -> None:
+    """Fits the law of compute-optimal tokens and says what a budget is worth."""
+    import json
+
+    from herder.records import Measure
+    from herder.scaling import fit_file
+
+    found = fit_file(points, out, **({"budgets": tuple(budget)} if budget else {}))
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for curve in found["curves"]:
+        print(f"{curve['flops']:.3g} FLOPs: " + (curve["refused"] or f"{curve['tokens']:.4g} tokens are optimal"))
+    print("tokens(C) = A C^alpha; alpha " + f"{Measure.from_json(found['alpha'])}; A {Measure.from_json(found['A'])}")
+    for row in found["budgets"]:
+        params = ", ".join(f"{m['value']:.4g} ({name})" for name, m in row["params"].items())
+        print(f"{row['flops']:.3g} FLOPs: {row['tokens']['value']:.4g} tokens, parameters {params}")
 
 
 def _flat(value, key: str = ""):
