@@ -1,0 +1,36 @@
+"""A run before it starts: layout, memory, time, interruptions and cost (paper 3.3.2 to 3.3.4; model cards for carbon).
+
+`plan` answers all of it for one model on one cluster. Plain Python and numpy; nothing is measured here.
+"""
+
+from herder.plan.cost import Cost, Prices, cost
+from herder.plan.faults import Costs, Faults, simulate
+from herder.plan.hardware import GPUS, Gpu, find_gpu
+from herder.plan.layout import Layout, parse_layout, refusal
+from herder.plan.memory import memory_per_rank
+from herder.plan.run import Candidate, Plan, plan
+from herder.plan.timing import FLASH_2, KERNEL_EFFICIENCY, Software, Timing, time_step
+
+__all__ = [
+    "FLASH_2",
+    "GPUS",
+    "KERNEL_EFFICIENCY",
+    "Candidate",
+    "Cost",
+    "Costs",
+    "Faults",
+    "Gpu",
+    "Layout",
+    "Plan",
+    "Prices",
+    "Software",
+    "Timing",
+    "cost",
+    "find_gpu",
+    "memory_per_rank",
+    "parse_layout",
+    "plan",
+    "refusal",
+    "simulate",
+    "time_step",
+]
