@@ -97,6 +97,14 @@ def test_the_bubble_is_the_paper_s_fraction():
     assert parts["pipeline bubble"] / ideal == pytest.approx((16 - 1) / (4 * 32))
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_lone_micro_batch_passes_the_stages_one_after_another(chunks):
+    layout = Layout(pp=4, chunks=chunks, recompute="none")
+    parts = time_step(SHAPES["llama3.1-70b"], layout, GPUS["h100"], 8192, 8192).parts
+    ideal = sum(s for name, s in parts.items() if name not in ("pipeline bubble", "optimizer"))
+    assert parts["pipeline bubble"] / ideal == pytest.approx(3)
+
+
 def test_the_search_beats_a_layout_given_by_hand_and_names_the_second():
     given = plan(SMALL, 64, "h100", 8192, 2**21, 1e12, Layout(tp=8, dp=8))
     found = plan(SMALL, 64, "h100", 8192, 2**21, 1e12)

@@ -33,7 +33,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run, planned. `second` is the next best layout that differs in its axes; `refused` maps layouts to sentences."""
+    """One run, planned. `second` is the next best of other axes or micro-batch; `refused` maps layouts to sentences."""
 
     config: LlamaConfig
     gpus: int

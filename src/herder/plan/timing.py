@@ -81,12 +81,18 @@ def time_step(
         stage = {k: v * units for k, v in block.items()}
     whole = sum(stage.values())
     parts = {name: n_micro * seconds for name, seconds in stage.items()}
-    parts["pipeline bubble"] = whole * (layout.pp - 1) / max(1, layout.chunks)
+    parts["pipeline bubble"] = whole * _bubble(n_micro, layout.pp, max(1, layout.chunks))
     parts["FSDP, exposed"] = _fsdp(config, layout, gpu, whole)
     shard = rank_parameters(config, layout) / (layout.dp * layout.cp)
     parts["optimizer"] = 30 * shard / (gpu.memory_bandwidth * BANDWIDTH_EFFICIENCY)  # 16 bytes read, 14 written
     flops = tokens_per_batch * config.flops_per_token((seq_len + 1) / 2)
     return Timing(parts, flops)
+
+
+def _bubble(n_micro: int, pp: int, chunks: int) -> float:
+    """Idle time in micro-batches: (pp - 1) / chunks; with fewer micro-batches than stages each round of the chunks also waits
+    until the first one is back."""
+    return max(0, pp - n_micro) + (min(n_micro, pp) - 1) / chunks
 
 
 def _block(config: LlamaConfig, layout: Layout, gpu: Gpu, seq_len: int, software: Software) -> dict[str, float]:
