@@ -112,3 +112,19 @@ def test_an_older_model_of_another_format_is_not_replaced(tok, tmp_path):
     save(model_of(tok), tok, tmp_path / "b", format="meta")
     with pytest.raises(ValueError, match=r"holds no config\.json, so it is not replaced"):
         convert(tmp_path / "a", tmp_path / "b", "hf")
+
+
+@pytest.mark.parametrize("format", ["hf", "meta", "gguf"])
+def test_a_neighbour_that_is_called_part_is_left_alone_and_a_killed_runs_remains_go(tok, tmp_path, format):
+    pytest.importorskip("gguf", reason="needs the package gguf")
+    mine = tmp_path / "out.part" / "mine"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    left = tmp_path / "out.herder.part"
+    if format != "gguf":
+        left.mkdir()
+        (left / "model.safetensors").write_bytes(b"cut off")
+    save(Llama(LlamaConfig(tok.n_vocab, 32, 1, 2, 1, 48)).init_weights(0), tok, tmp_path / "out", format=format)
+    assert mine.read_text() == "precious"
+    assert not left.exists()
+    assert load(tmp_path / "out")

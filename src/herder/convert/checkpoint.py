@@ -158,7 +158,8 @@ def model_folder(out: Path, marker: str) -> Iterator[tuple[Path, dict[str, str]]
     `marker`: that is somebody's folder, not an older model.
     """
     check_replaceable(out, marker)
-    part = out.with_name(out.name + ".part")
+    # A name that only herder gives: what a killed run left there is deleted, and a folder "NAME.part" may be somebody's.
+    part = out.with_name(out.name + ".herder.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     sums: dict[str, str] = {}

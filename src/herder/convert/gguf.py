@@ -251,7 +251,7 @@ def _replacing(path: Path, magic: bytes) -> Iterator[Path]:
             if there.read(len(magic)) != magic:
                 raise ValueError(f"{path} is a file of another kind and is not replaced; move it or give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + ".herder.part")
     try:
         yield part
         os.replace(part, path)
