@@ -329,7 +329,7 @@ def check_replaceable(out: Path, marker: str) -> None:
 
 def replace_folder(part: Path, out: Path) -> None:
     """Puts a finished folder in the place of an older one; at every moment one of the two is whole on the disk."""
-    old = out.with_name(out.name + ".old")
+    old = out.with_name(out.name + ".herder.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         os.replace(out, old)

@@ -115,16 +115,18 @@ def test_an_older_model_of_another_format_is_not_replaced(tok, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["hf", "meta", "gguf"])
-def test_a_neighbour_that_is_called_part_is_left_alone_and_a_killed_runs_remains_go(tok, tmp_path, format):
+def test_neighbours_called_part_and_old_are_left_alone_and_a_killed_runs_remains_go(tok, tmp_path, format):
     pytest.importorskip("gguf", reason="needs the package gguf")
-    mine = tmp_path / "out.part" / "mine"
-    mine.parent.mkdir()
-    mine.write_text("precious")
+    mine = [tmp_path / f"out.{ending}" / "mine" for ending in ("part", "old")]
+    for file in mine:
+        file.parent.mkdir()
+        file.write_text("precious")
     left = tmp_path / "out.herder.part"
     if format != "gguf":
         left.mkdir()
         (left / "model.safetensors").write_bytes(b"cut off")
-    save(Llama(LlamaConfig(tok.n_vocab, 32, 1, 2, 1, 48)).init_weights(0), tok, tmp_path / "out", format=format)
-    assert mine.read_text() == "precious"
+    for _ in range(2):  # the second takes the place of the first
+        save(Llama(LlamaConfig(tok.n_vocab, 32, 1, 2, 1, 48)).init_weights(0), tok, tmp_path / "out", format=format)
+    assert [file.read_text() for file in mine] == ["precious"] * 2
     assert not left.exists()
     assert load(tmp_path / "out")

@@ -35,7 +35,7 @@ def write_shards(
     begin, end = tokenizer.document_ids
     out = Path(out)
     check_replaceable(out, "ledger.json")
-    part = out.with_name(out.name + ".part")
+    part = out.with_name(out.name + ".herder.part")
     shutil.rmtree(part, ignore_errors=True)
     writers: dict[str, _Writer] = {}
     pending: list[tuple[str, str]] = []
