@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from herder.model import Llama, LlamaConfig
-from herder.train import Mixture, NextToken, OptimConfig, Stage, TokenShards, TrainConfig, train
+from herder.train import Layout, Mixture, NextToken, OptimConfig, Stage, TokenShards, TrainConfig, train
 
 TINY = LlamaConfig(64, 16, 2, 2, 1, 32, max_seq_len=64)
 MIX = {"a": 0.6, "b": 0.3, "c": 0.1}
@@ -45,7 +45,7 @@ def run(folder: Path, out: Path, steps=12, kind="muon", dtype="bfloat16", object
     torch.manual_seed(0)
     model = Llama(TINY).init_weights(0)
     config = TrainConfig(
-        OptimConfig(kind=kind, lr=1e-2, warmup_steps=2), dtype=dtype, micro_batch_rows=2, device="cpu", **more
+        OptimConfig(kind=kind, lr=1e-2, warmup_steps=2), dtype=dtype, layout=Layout(micro_batch=2), device="cpu", **more
     )
     out.mkdir(parents=True, exist_ok=True)
     numbers = train(model, objective or NextToken(mixture(folder, steps)), config, out)

@@ -22,11 +22,13 @@ from herder.posttrain import (
     import_dialogues,
 )
 from herder.steps import Step
-from herder.train import OptimConfig, TrainConfig
+from herder.train import Layout, OptimConfig, TrainConfig
 
 _REASONING = {"syllogism": 400}
 _FULL = FineTuneConfig(
-    train=TrainConfig(optim=OptimConfig(lr=1e-4, warmup_steps=5, lr_final=0.1, weight_decay=0.0), micro_batch_rows=2),
+    train=TrainConfig(
+        optim=OptimConfig(lr=1e-4, warmup_steps=5, lr_final=0.1, weight_decay=0.0), layout=Layout(micro_batch=2)
+    ),
     epochs=1.0,
     rows_per_step=4,
     seq_len=512,

@@ -27,6 +27,7 @@ from herder.train.meter import Metrics, matmul_peak
 from herder.train.objective import Objective
 from herder.train.optim import OptimConfig, Optimizer, trainable
 from herder.train.outputs import compute
+from herder.train.parallel import Layout
 from herder.train.sinks import open_sinks
 
 BAD_BATCHES = 16
@@ -42,14 +43,16 @@ class TrainConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     heldout_every: int = 0
     """Steps between held-out measurements (0: only at the end)."""
-    micro_batch_rows: int = runtime(8)
+    snapshot_every: int = 0
+    """Steps between weights kept in `out/snapshots`, for averaging (0: none)."""
+    layout: Layout = runtime(Layout(micro_batch=8))
     device: str = runtime("auto")
     checkpoint_seconds: float = runtime(30.0)
     checkpoints_kept: int = runtime(2)
     sinks: tuple[str, ...] = runtime(())
 
     def __post_init__(self):
-        at_least_one(self, "micro_batch_rows", "checkpoints_kept")
+        at_least_one(self, "checkpoints_kept")
 
 
 def pick_device(name: str) -> str:
@@ -71,9 +74,11 @@ def train(
     config: TrainConfig,
     out: Path,
     heldout: Callable[[Llama], dict[str, float]] | None = None,
+    start: Path | None = None,
 ) -> dict:
     """Trains `model` in place, continuing from `out/checkpoints` where there are any; leaves it in fp32, final weights.
 
+    start: a final checkpoint (`out/final` of another run) whose weights and moments a fresh run begins with.
     heldout(model) returns numbers for `metrics.jsonl`, every `heldout_every` steps and at the end. Returns headline numbers.
     Raises ValueError where nothing can be learned from a batch, or where too many batches in a row are bad.
     """
@@ -170,7 +175,7 @@ class _Run:
         sums = torch.zeros(4 + len(names), dtype=torch.float64, device=self.device)
         items = self.objective.batch(self.step)[launch.rank() :: launch.world_size()]
         if len(items):
-            for micro in self.objective.rows(items).micro_batches(self.config.micro_batch_rows):
+            for micro in self.objective.rows(items).micro_batches(self.config.layout.micro_batch):
                 packing = Packing.of(micro.doc_ids)
                 micro = micro.to(self.device)
                 loss = self.objective.loss(compute(self.model, micro, packing, self.objective.needs), micro)

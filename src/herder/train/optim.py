@@ -22,7 +22,8 @@ class OptimConfig:
     """AdamW on everything, or Muon (torch.optim.Muon) on the matrices of the blocks with AdamW on embedding, head and norms.
 
     The paper publishes neither betas, epsilon nor clipping; these are Llama 2's. Weight decay is 0.1 x learning rate per step
-    (paper 3.2.1) and spares the norms. The schedule is linear warm-up, then cosine to `lr_final` of the peak.
+    (paper 3.2.1) and spares the norms. The schedule is linear warm-up, then cosine (or a line)
+    to `lr_final` of the peak.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -32,6 +33,9 @@ class OptimConfig:
     """Peak learning rate of Muon's matrices."""
     warmup_steps: int = 100
     lr_final: float = 0.01
+    """Share of the peak at the last step."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """From the end of warm-up to the last step; linear to 0 is the paper's annealing (3.4.3)."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -44,7 +48,9 @@ class OptimConfig:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
-        return self.lr_final + (1 - self.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        left = 1 - min(1.0, done)
+        share = left if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
+        return self.lr_final + (1 - self.lr_final) * share
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
