@@ -79,7 +79,7 @@ def herder_address(herder, lr):
         (["chat", "nothing"], "'nothing' is no model here"),
         (["curate", "/no/such/folder", "--out", "x"], "/no/such/folder"),
         (["run", "toy.py", "--runs", "toy.py"], "toy.py"),
-        (["run", "miniature", "--set", "pretrain.steps=0"], "steps is 0; it must be at least 1"),
+        (["run", "miniature", "--set", "pretrain.stages.0.steps=0"], "steps is 0; it must be at least 1"),
         (["run", "miniature", "--set", "sft.epochs=-1"], "epochs is -1.0; it must be above 0"),
     ],
 )

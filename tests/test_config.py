@@ -33,6 +33,19 @@ def test_settings_are_read_as_the_type_of_their_field():
     assert override(changed, ["limit=none"]).limit is None
 
 
+@dataclass(frozen=True)
+class Table:
+    rows: tuple[Inner, ...] = (Inner(), Inner(steps=7))
+
+
+def test_an_entry_of_a_tuple_is_set_by_its_number():
+    rows = override(Table(), ["rows.1.steps=9", "rows.0.kind=muon"]).rows
+    assert rows == (Inner(kind="muon"), Inner(steps=9))
+    for setting, says in (("rows.2.steps=1", r"did you mean 'rows\.\d\.steps'"), ("rows.1=3", "cannot be set")):
+        with pytest.raises(ValueError, match=says):
+            override(Table(), [setting])
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [

@@ -108,8 +108,8 @@ def digest(data: Any, length: int = 8) -> str:
 def override(config: Any, settings: Iterable[str]) -> Any:
     """A copy of a frozen dataclass with `key.sub=value` settings applied, each checked against the field's type.
 
-    A dictionary's entries are set, and added, by `key.entry=value`. Raises ValueError for an unknown key (naming the nearest
-    valid one), a value of another type, or a missing "=".
+    A dictionary's entries are set, and added, by `key.entry=value`, those of a tuple set by number (`stages.0.steps=20`).
+    Raises ValueError for an unknown key (naming the nearest valid one), a value of another type, or a missing "=".
     """
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -125,12 +125,14 @@ def _set(config: Any, path: list[str], text: str, key: str, root: Any, hint: Any
         if len(path) > 1:
             raise ValueError(f"{key!r} goes past {name!r}, which is an entry and has no fields")
         return config | {name: parse(text, typing.get_args(hint)[-1], key)}
+    if isinstance(config, tuple):
+        return _set_entry(config, path, text, key, root, hint)
     hints = typing.get_type_hints(type(config))
     if name not in {f.name for f in dataclasses.fields(config)}:
         raise ValueError(f"unknown key {key!r}{_nearest(key, root)}")
     current = getattr(config, name)
     if len(path) > 1:
-        if not dataclasses.is_dataclass(current) and not isinstance(current, dict):
+        if not dataclasses.is_dataclass(current) and not isinstance(current, dict | tuple):
             raise ValueError(f"{key!r} goes past {name!r}, which is {type(current).__name__} and has no fields")
         value = _set(current, path[1:], text, key, root, hints[name])
     elif dataclasses.is_dataclass(current):
@@ -140,11 +142,25 @@ def _set(config: Any, path: list[str], text: str, key: str, root: Any, hint: Any
     return dataclasses.replace(config, **{name: value})
 
 
+def _set_entry(config: tuple, path: list[str], text: str, key: str, root: Any, hint: Any) -> tuple:
+    """`_set` for the entry of a tuple that the path begins with."""
+    if not path[0].isdigit() or int(path[0]) >= len(config):
+        raise ValueError(f"unknown key {key!r}{_nearest(key, root)}")
+    at = int(path[0])
+    kinds = typing.get_args(hint)
+    kind = kinds[0] if len(kinds) == 2 and kinds[1] is Ellipsis else kinds[at]
+    value = _set(config[at], path[1:], text, key, root, kind) if len(path) > 1 else parse(text, kind, key)
+    return (*config[:at], value, *config[at + 1 :])
+
+
 def _keys(config: Any, prefix: str = "") -> list[str]:
     keys = []
     for f in dataclasses.fields(config):
         inner = getattr(config, f.name)
-        if dataclasses.is_dataclass(inner):
+        if isinstance(inner, tuple) and inner and all(map(dataclasses.is_dataclass, inner)):
+            for i, entry in enumerate(inner):
+                keys += _keys(entry, f"{prefix}{f.name}.{i}.")
+        elif dataclasses.is_dataclass(inner):
             keys += _keys(inner, f"{prefix}{f.name}.")
         else:
             keys += [f"{prefix}{f.name}.{k}" for k in inner] if isinstance(inner, dict) else [prefix + f.name]

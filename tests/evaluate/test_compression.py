@@ -12,7 +12,7 @@ from herder.evaluate import CompressionConfig, KneserNey, compare_compression
 from herder.model import LlamaConfig
 from herder.pretrain import PretrainConfig, TokenizeConfig, TokenizerConfig, pretrain, tokenize, train_tokenizer
 from herder.records import Document, read_documents, write_documents, write_table
-from herder.train import OptimConfig, TokenShards, TrainConfig
+from herder.train import OptimConfig, Stage, TokenShards, TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     tokenize(TokenizeConfig(), {"corpus": root / "corpus", "tokenizer": root / "bpe"}, root / "tokens")
     shape = LlamaConfig(350, 32, 2, 4, 2, 48, max_seq_len=64)
     config = TrainConfig(OptimConfig(kind="muon", lr=1e-2, warmup_steps=5), device="cpu")
-    config = PretrainConfig(shape, config, steps=40, rows_per_step=4, seq_len=64, mix={"general": 1.0})
+    config = PretrainConfig(shape, config, stages=(Stage(40, 4, 64, {"general": 1.0}),))
     pretrain(config, {"tokens": root / "tokens", "tokenizer": root / "bpe"}, root / "model")
     inputs = {name: root / name for name in ("corpus", "tokens", "model")}
     return root, compare_compression(CompressionConfig(orders=(2,)), inputs, root / "out")

@@ -11,7 +11,7 @@ from herder.pretrain import PretrainConfig, TokenizeConfig, TokenizerConfig, pre
 from herder.pretrain.tokens import domain_of
 from herder.records import Document, Span, write_documents, write_table
 from herder.tokenizer import Tokenizer, train
-from herder.train import OptimConfig, TokenShards, TrainConfig
+from herder.train import OptimConfig, Stage, TokenShards, TrainConfig
 
 
 def documents():
@@ -103,10 +103,7 @@ def test_a_base_model_is_trained_and_says_what_it_consumed(made, tmp_path):
     config = PretrainConfig(
         model=LlamaConfig(400, 32, 2, 4, 2, 48, max_seq_len=64),
         train=TrainConfig(OptimConfig(kind="muon", lr=1e-2, warmup_steps=5), device="cpu", heldout_every=20),
-        steps=60,
-        rows_per_step=4,
-        seq_len=64,
-        mix={"general": 0.5, "code": 0.25, "multilingual": 0.25, "maths": 0.3},
+        stages=(Stage(60, 4, 64, {"general": 0.5, "code": 0.25, "multilingual": 0.25, "maths": 0.3}),),
         optional_sources=True,
     )
     numbers = pretrain(config, {"tokens": out / "tokens", "tokenizer": out / "bpe"}, tmp_path)
@@ -124,7 +121,7 @@ def test_a_base_model_is_trained_and_says_what_it_consumed(made, tmp_path):
 
 def test_a_model_smaller_than_its_tokenizer_is_refused(made, tmp_path):
     out, _, _ = made
-    config = PretrainConfig(LlamaConfig(100, 32, 2, 4, 2, 48), TrainConfig(), 1, 1, 8, {"general": 1.0})
+    config = PretrainConfig(LlamaConfig(100, 32, 2, 4, 2, 48), TrainConfig(), (Stage(1, 1, 8, {"general": 1.0}),))
     with pytest.raises(ValueError, match=r"model\.vocab_size 100 is below the tokenizer's 400"):
         pretrain(config, {"tokens": out / "tokens", "tokenizer": out / "bpe"}, tmp_path)
 

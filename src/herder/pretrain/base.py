@@ -1,4 +1,8 @@
-"""The base model (paper 3.4.1): next-token prediction on a mixture of token shards."""
+"""The base model (paper 3.4.1): next-token prediction on a mixture of token shards, in stages.
+
+Stages are data: each says for how many steps how many rows of how many tokens come from which mix. Warm-up and cosine run
+over all of them, so a bigger batch or a longer sequence changes nothing else.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from herder import launch
 from herder.config import at_least_one, runtime
 from herder.convert import save
 from herder.model import Llama, LlamaConfig
+from herder.pretrain.stages import present
 from herder.tokenizer import Tokenizer
 from herder.train import Mixture, NextToken, Stage, TokenShards, TrainConfig, train
 from herder.train.heldout import HeldOut
@@ -17,14 +22,12 @@ from herder.train.heldout import HeldOut
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """One base model. `mix` names shares of sources; a source that the shards lack is left out where `optional_sources`."""
+    """One base model. A source of a stage's mix that the shards lack is left out where `optional_sources`."""
 
     model: LlamaConfig
     train: TrainConfig
-    steps: int
-    rows_per_step: int
-    seq_len: int
-    mix: dict[str, float]
+    stages: tuple[Stage, ...]
+    """In order; `ramp` computes them from thresholds in tokens."""
     seed: int = 0
     optional_sources: bool = False
     heldout_tokens: int = 60_000
@@ -33,7 +36,15 @@ class PretrainConfig:
     """Local processes of one thread each, where torchrun has not made them."""
 
     def __post_init__(self):
-        at_least_one(self, "steps", "rows_per_step", "seq_len", "processes")
+        at_least_one(self, "processes")
+        if not self.stages:
+            raise ValueError("stages is empty; give at least one stage")
+        longest = max(stage.seq_len for stage in self.stages)
+        if longest > self.model.max_seq_len:
+            raise ValueError(
+                f"a stage has rows of {longest} tokens, the model a context of {self.model.max_seq_len}; raise "
+                "model.max_seq_len or shorten the stage"
+            )
 
 
 @launch.distributed
@@ -49,10 +60,10 @@ def _pretrain(config: PretrainConfig, inputs: dict[str, Path], out: Path) -> dic
             f"model.vocab_size {config.model.vocab_size} is below the tokenizer's {tokenizer.n_vocab}; raise it"
         )
     shards = TokenShards(inputs["tokens"] / "train")
-    mix = {k: v for k, v in config.mix.items() if not config.optional_sources or k in shards.sources}
-    mixture = Mixture(shards, [Stage(config.steps, config.rows_per_step, config.seq_len, mix)], config.seed)
+    stages = present(config.stages, shards.sources) if config.optional_sources else config.stages
+    mixture = Mixture(shards, stages, config.seed)
     model = Llama(config.model).init_weights(config.seed)
-    held = HeldOut(TokenShards(inputs["tokens"] / "heldout"), config.seq_len, config.heldout_tokens)
+    held = HeldOut(TokenShards(inputs["tokens"] / "heldout"), config.stages[-1].seq_len, config.heldout_tokens)
 
     def heldout(model: Llama) -> dict[str, float]:
         return {"heldout_bits_per_byte": held(model).value} if launch.rank() == 0 else {}
@@ -61,13 +72,13 @@ def _pretrain(config: PretrainConfig, inputs: dict[str, Path], out: Path) -> dic
     if launch.rank() == 0:
         numbers["heldout_bits_per_byte"] = held(model)  # of the model as saved, with its interval
         save(model, tokenizer, out / "model")
-        write_mixture(mixture, config.steps, out)
+        write_mixture(mixture, out)
     return {"parameters": config.model.n_params, **numbers}
 
 
-def write_mixture(mixture: Mixture, steps: int, out: Path) -> None:
+def write_mixture(mixture: Mixture, out: Path) -> None:
     """`mixture.json`: target and realised share and tokens of every source; `consumed.json`: what to read again."""
-    used, target = mixture.used(steps), dict.fromkeys(mixture.names, 0.0)
+    used, target = mixture.used(mixture.steps), dict.fromkeys(mixture.names, 0.0)
     for stage in mixture.stages:
         for name in mixture.names:
             target[name] += stage.mix.get(name, 0.0) / sum(stage.mix.values()) * stage.steps * stage.tokens_per_step

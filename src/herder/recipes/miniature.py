@@ -19,7 +19,7 @@ from herder.model import SHAPES
 from herder.posttrain import OPEN, DialogueConfig, FineTuneConfig, fine_tune, make_dialogues
 from herder.pretrain import PretrainConfig, TokenizeConfig, TokenizerConfig, pretrain, tokenize, train_tokenizer
 from herder.steps import Step
-from herder.train import OptimConfig, TrainConfig
+from herder.train import OptimConfig, Stage, TrainConfig
 
 _BASE = PretrainConfig(
     model=SHAPES["miniature"],
@@ -27,10 +27,7 @@ _BASE = PretrainConfig(
         optim=OptimConfig(kind="muon", lr=1e-2, lr_muon=1e-2, warmup_steps=20, lr_final=0.02, weight_decay=0.05),
         heldout_every=120,
     ),
-    steps=960,
-    rows_per_step=8,
-    seq_len=256,
-    mix={"general": 0.5, "code": 0.25, "multilingual": 0.25},
+    stages=(Stage(960, 8, 256, {"general": 0.5, "code": 0.25, "multilingual": 0.25}),),
     optional_sources=True,
     processes=2,
 )

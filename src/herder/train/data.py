@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from herder.config import at_least_one
 from herder.train.shards import Source, TokenShards
 
 
@@ -25,6 +26,11 @@ class Stage:
     rows: int
     seq_len: int
     mix: dict[str, float]
+
+    def __post_init__(self):
+        at_least_one(self, "steps", "rows", "seq_len")
+        if not any(share > 0 for share in self.mix.values()) or any(share < 0 for share in self.mix.values()):
+            raise ValueError(f"mix is {self.mix}; it needs a source with a share above 0, and none below")
 
     @property
     def tokens_per_step(self) -> int:
