@@ -37,21 +37,32 @@ class HeldOut:
         tokens = [np.asarray(source.document(index), dtype=np.int64) for source, index in chosen]
         documents = [np.full(len(ids), number) for number, ids in enumerate(tokens)]
         self.bytes = [int(source.bytes[index]) for source, index in chosen]
+        self.sources = [source.name for source, _ in chosen]
         self.packed = _pack(np.concatenate(tokens), np.concatenate(documents), seq_len)
         self.n_rows = len(self.packed)
 
     def __call__(self, model: Llama) -> Measure:
-        """Bits per byte (nats of every token after begin_of_text, over ln 2 and the UTF-8 bytes)."""
+        """Bits per byte (nats of every token after begin_of_text, over ln 2 and the UTF-8 bytes). Where the model is cut over
+        ranks, all of them must call."""
+        return Measure.ratio(self.nats(model) / math.log(2), self.bytes, "bits per byte")
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Tokens (documents,) that a model has to predict."""
+        return np.bincount(self.packed.doc_ids.flatten()[self.packed.select].numpy(), minlength=len(self.bytes))
+
+    def nats(self, model: Llama) -> np.ndarray:
+        """Negative log-likelihood (documents,) of each document's tokens after begin_of_text."""
         device = next(model.parameters()).device
         nats, was_training = np.zeros(len(self.bytes)), model.training
         model.eval()
-        with torch.inference_mode():
+        with torch.no_grad():  # inference tensors would stay in the buffers of sharded parameters
             for start in range(0, self.n_rows, self.rows):
                 rows = self.packed.map(lambda t, s=start: t[s : s + self.rows])
                 outputs = compute(model, rows.to(device), Packing.of(rows.doc_ids), frozenset({"token_log_probs"}))
                 np.subtract.at(nats, rows.doc_ids.flatten()[rows.select].numpy(), outputs.token_log_probs.cpu().numpy())
         model.train(was_training)
-        return Measure.ratio(nats / math.log(2), self.bytes, "bits per byte")
+        return nats
 
 
 def _fitting(lengths: np.ndarray, quota: float) -> Iterator[int]:
