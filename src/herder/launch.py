@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import multiprocessing as mp
 import os
 import signal
 import socket
@@ -16,7 +17,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 _START_TIMEOUT = datetime.timedelta(minutes=2)  # a process that died while it started must not be waited for longer
@@ -63,6 +67,22 @@ def distributed(run: Callable) -> Callable:
     return run
 
 
+def packed(run: Callable) -> Callable:
+    """Marks a step's function as small: steps of such functions that do not need each other run beside each other, each in a
+    local process of one thread (`map_local`). Under torchrun every rank calls it, one step after the other."""
+    run.packed = True
+    return distributed(run)
+
+
+def local_processes() -> int:
+    """How many processes of one thread this machine works with: its cores, or one where a GPU does the work."""
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def group() -> Iterator[None]:
     """The process group that torchrun's environment describes, for as long as the context lasts; nothing for one process."""
@@ -106,7 +126,6 @@ def run_local(function: Callable[..., Any], args: tuple, processes: int) -> Any:
             return function(*args)
     import torch
     import torch.distributed as dist
-    import torch.multiprocessing as mp
 
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="herder-") as folder, socket.socket() as probe:
@@ -136,6 +155,64 @@ def run_local(function: Callable[..., Any], args: tuple, processes: int) -> Any:
             os.environ.clear()
             os.environ.update(before)
             torch.set_num_threads(threads)
+
+
+def map_local(function: Callable[[Any], Any], items: Sequence[Any], processes: int) -> Iterator[tuple[int, Any]]:
+    """(index, function(item)) of every item, in the order they finish, from processes of one thread that share no group.
+
+    A process takes the next item when it has done one, so the longest should come first. Raises what `function` raised;
+    ValueError where a process was killed.
+    """
+    context = mp.get_context("spawn")
+    waiting, workers = deque(enumerate(items)), {}
+    try:
+        with children_ignore_interrupts():
+            for _ in range(min(processes, len(items))):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, os.getpid(), function), daemon=True)
+                process.start()
+                theirs.close()  # so that reading from a dead process ends
+                workers[ours] = process
+        for ours in workers:
+            ours.send(waiting.popleft())
+        busy = set(workers)
+        while busy:
+            for ours in wait(list(busy)):
+                try:
+                    index, result, error = ours.recv()
+                except EOFError:
+                    workers[ours].join()
+                    raise ValueError(
+                        f"a local process ended with exit code {workers[ours].exitcode} (-9: killed, often for want of "
+                        "memory); free some and run the same command to continue"
+                    ) from None
+                if error is not None:
+                    raise error
+                yield index, result
+                if waiting:
+                    ours.send(waiting.popleft())
+                else:
+                    busy.remove(ours)
+    finally:
+        for process in workers.values():
+            process.terminate()
+        for process in workers.values():
+            process.join()
+
+
+def _serve(connection: Connection, parent: int, function: Callable[[Any], Any]) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        index, item = connection.recv()
+        try:
+            connection.send((index, function(item), None))
+        except Exception as error:
+            if not isinstance(error, ValueError | OSError | FloatingPointError):
+                traceback.print_exc()  # ours to mend: the exception alone does not say where
+            connection.send((index, None, error))
 
 
 def _join(number: int, processes: int, address: dict[str, str]) -> None:

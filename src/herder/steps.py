@@ -101,9 +101,8 @@ def execute(
             run.mkdir(parents=True, exist_ok=True)
         started, rows = time.time(), {}
         console = progress.Console(len(steps))
-        for number, step in enumerate(steps, 1):
-            made = _one(step, root, console, number)
-            rows[step.address] = made
+        for number, pack in _packs(steps):
+            rows |= _together(pack, root, console, number) if len(pack) > 1 else _one(pack[0], root, console, number)
             if launch.rank() == 0:
                 # What an earlier call made counts as there, so stopping this one never makes the run look shorter.
                 there = [s for s in steps if s.address in rows or (root / s.address / "step.json").exists()]
@@ -118,8 +117,67 @@ def _reused(root: Path, step: Step) -> dict:
     return {"reused": True, "seconds": read_json(root / step.address / "step.json")["seconds"]}
 
 
-def _one(step: Step, root: Path, console: progress.Console, number: int) -> dict:
-    """Makes one step or reuses it; returns {"reused", "seconds"}."""
+def _packs(steps: Sequence[Step]) -> Iterator[tuple[int, list[Step]]]:
+    """(number of the first, steps) of neighbours that run beside each other (`launch.packed`); any other step is alone."""
+    pack: list[Step] = []
+    for number, step in enumerate(steps, 1):
+        joins = getattr(step.run, "packed", False) and launch.world_size() == 1
+        made = {s.address for s in pack}
+        if pack and (not joins or any(needed.address in made for needed in step.inputs.values())):
+            yield number - len(pack), pack
+            pack = []
+        if joins:
+            pack.append(step)
+        else:
+            yield number, [step]
+    if pack:
+        yield len(steps) + 1 - len(pack), pack
+
+
+def _together(pack: Sequence[Step], root: Path, console: progress.Console, first: int) -> dict[str, dict]:
+    """Makes what is missing of a pack in local processes; the rows of `_one`. The seconds of each are its share of the wall."""
+    rows, missing = {}, []
+    for number, step in enumerate(pack, first):
+        if (root / step.address).exists():
+            rows |= _one(step, root, console, number)
+        else:
+            missing.append((number, step))
+    processes = min(launch.local_processes(), len(missing))
+    if processes <= 1:
+        for number, step in missing:
+            rows |= _one(step, root, console, number)
+        return rows
+    with contextlib.ExitStack() as locks:
+        tasks = []
+        for _, step in missing:
+            locks.enter_context(_locked(root, root / step.address))
+            part = root / (step.address + ".part")
+            part.mkdir(parents=True, exist_ok=True)
+            tasks.append((step.run, step.config, {k: root / s.address for k, s in step.inputs.items()}, part))
+        resumed = any(any(part.iterdir()) for *_, part in tasks)
+        console.started(missing[0][0], f"{missing[0][1].name} and {len(missing) - 1} more", resumed)
+        with progress.showing(console):
+            for done, (index, made) in enumerate(launch.map_local(_work, tasks, processes), 1):
+                number, step = missing[index]
+                numbers, seconds, memory = made
+                _finish(step, tasks[index][-1], root / step.address, numbers, seconds / processes, memory)
+                console.finished(number, step.name, seconds / processes, numbers)
+                progress.report(done, len(missing), "steps")
+                rows[step.address] = {"reused": False, "seconds": seconds / processes}
+    return rows
+
+
+def _work(task: tuple[Callable, Any, dict[str, Path], Path]) -> tuple[dict, float, float]:
+    """Calls a step's function; returns its numbers, its seconds with those of interrupted calls, and the peak of memory."""
+    run, config, inputs, part = task
+    before, clock = _earlier_seconds(part), time.monotonic()
+    with _clock(part, before):
+        numbers = run(config, inputs, part)
+    return numbers, before + time.monotonic() - clock, peak_memory_mib()
+
+
+def _one(step: Step, root: Path, console: progress.Console, number: int) -> dict[str, dict]:
+    """Makes one step or reuses it; returns {address: {"reused", "seconds"}}."""
     final = root / step.address
     everywhere = getattr(step.run, "distributed", False)
     main = launch.rank() == 0
@@ -127,10 +185,10 @@ def _one(step: Step, root: Path, console: progress.Console, number: int) -> dict
     if record is not None:
         if main:
             console.reused(number, step.name, record, _drift(step, record))
-        return {"reused": True, "seconds": record["seconds"]}
+        return {step.address: {"reused": True, "seconds": record["seconds"]}}
     if not (main or everywhere):
         launch.broadcast(None)  # rank 0 says when the step is done
-        return {"reused": False, "seconds": 0.0}
+        return {step.address: {"reused": False, "seconds": 0.0}}
     inputs = {key: root / needed.address for key, needed in step.inputs.items()}
     part = root / (step.address + ".part")
     seconds = 0.0
@@ -140,19 +198,24 @@ def _one(step: Step, root: Path, console: progress.Console, number: int) -> dict
             console.started(number, step.name, resumed=any(part.iterdir()))
         if everywhere:
             launch.broadcast(None)  # the folder exists
-        before, clock = _earlier_seconds(part), time.monotonic()
-        with progress.showing(console if main else None), _clock(part, before) if main else contextlib.nullcontext():
-            numbers = step.run(step.config, inputs, part)
+        with progress.showing(console if main else None):
+            if main:
+                numbers, seconds, memory = _work((step.run, step.config, inputs, part))
+            else:
+                step.run(step.config, inputs, part)
         if main:
-            seconds = before + time.monotonic() - clock
-            _write_json(part / "step.json", _record(step, numbers, seconds))
-            (part / ".seconds").unlink(missing_ok=True)
-            os.replace(part, final)
-            shutil.rmtree(final / SCRATCH, ignore_errors=True)
+            _finish(step, part, final, numbers, seconds, memory)
             console.finished(number, step.name, seconds, numbers)
     if not everywhere:
         launch.broadcast(None)
-    return {"reused": False, "seconds": seconds}
+    return {step.address: {"reused": False, "seconds": seconds}}
+
+
+def _finish(step: Step, part: Path, final: Path, numbers: dict, seconds: float, memory: float) -> None:
+    _write_json(part / "step.json", _record(step, numbers, seconds, memory))
+    (part / ".seconds").unlink(missing_ok=True)
+    os.replace(part, final)
+    shutil.rmtree(final / SCRATCH, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -256,7 +319,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} does not belong in step.json")
 
 
-def _record(step: Step, numbers: dict, seconds: float) -> dict:
+def _record(step: Step, numbers: dict, seconds: float, memory: float) -> dict:
     return {
         "name": step.name,
         "address": step.address,
@@ -268,7 +331,7 @@ def _record(step: Step, numbers: dict, seconds: float) -> dict:
         "source_hash": source_hash(step.run),
         "finished": _now(),
         "seconds": round(seconds, 2),
-        "peak_memory_mib": round(peak_memory_mib(), 1),
+        "peak_memory_mib": round(memory, 1),
         "host": platform.node(),
         "ranks": launch.world_size(),
         "numbers": numbers,
