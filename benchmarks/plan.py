@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 
 from herder.model import SHAPES
-from herder.plan import FLASH_2, GPUS, KERNEL_EFFICIENCY, Layout, Software, plan
+from herder.plan import FLASH_2, GPUS, KERNEL_EFFICIENCY, Software, plan
 
 PAPER = {
-    "row 1": (8192, Layout(8, 1, 16, 64), 8192, 430),
-    "row 2": (16_384, Layout(8, 1, 16, 128), 8192, 400),
-    "row 3": (16_384, Layout(8, 16, 16, 8), 131_072, 380),
+    "row 1": (8192, {"tp": 8, "cp": 1, "pp": 16, "dp": 64}, 8192, 430),
+    "row 2": (16_384, {"tp": 8, "cp": 1, "pp": 16, "dp": 128}, 8192, 400),
+    "row 3": (16_384, {"tp": 8, "cp": 16, "pp": 16, "dp": 8}, 131_072, 380),
 }
-"""GPUs, layout, sequence length, TFLOP/s a GPU as printed (v3 of the paper); 16.78M tokens a batch each."""
+"""GPUs, layout, sequence length, TFLOP/s a GPU as printed (v3 of the paper); 16.78M tokens a batch each. What the table does
+not say (micro-batch, interleaving, recomputation) is left to the plan."""
 
 TITAN = Software(attention=FLASH_2)
 TITAN_FP8 = dataclasses.replace(TITAN, precision="fp8")
@@ -23,16 +24,20 @@ H100_96 = dataclasses.replace(GPUS["h100"], name="h100 with HBM2e", memory=96 * 
 """The GPU of torchtitan's December 2024 tables, which also ran at 500 W in place of 700; the plan does not model that."""
 
 
-def titan(gpus: int) -> Layout:
-    """FSDP alone, local batch 2, selective checkpointing, as torchtitan's tables were made."""
-    return Layout(dp=gpus, micro_batch=2, recompute="alternate")
+def titan(gpus: int) -> dict:
+    """FSDP alone, local batch 2, selective checkpointing, as torchtitan's tables were made; it frees gathered parameters."""
+    fsdp = {"tp": 1, "cp": 1, "pp": 1, "dp": gpus, "shard": 0, "reshard_after_forward": True}
+    return {**fsdp, "micro_batch": 2, "recompute": "alternate"}
 
+
+MEGATRON = {"tp": 1, "cp": 1, "pp": 1, "dp": 8, "reshard_after_forward": False}
+"""Its optimizer is distributed, its parameters are kept; recomputation and micro-batch are not published."""
 
 PUBLISHED = {
     "torchtitan 8B, 8 H100": (8, H100_96, 16, titan(8), TITAN, 6667),
     "torchtitan 8B, 128 H100": (128, H100_96, 256, titan(128), TITAN, 6514),
     "torchtitan 8B, 32 H200, fp8": (32, "h200", 64, titan(32), TITAN_FP8, 10_938),
-    "Megatron-Bridge 8B, 8 H100, fp8": (8, "h100", 128, Layout(dp=8), Software(precision="fp8"), 14_451),
+    "Megatron-Bridge 8B, 8 H100, fp8": (8, "h100", 128, MEGATRON, Software(precision="fp8"), 14_451),
     "torchtitan 8B, 8 H100, fp8 (not met)": (8, H100_96, 16, titan(8), TITAN_FP8, 8532),
 }
 """GPUs, kind, sequences of 8,192 a batch, layout, software, tokens a second and GPU. All compiled: without compilation

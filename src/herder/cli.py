@@ -145,6 +145,46 @@ def curate(
         print(f"{name}: {value}")
 
 
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file, or a shape's name.")],
+    gpus: Annotated[int, typer.Option(help="How many GPUs.")],
+    gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200.")] = "h100",
+    layout: Annotated[
+        str,
+        typer.Option(metavar="tp=8,pp=16,...", help="Parts of the layout that are given; the plan chooses the rest."),
+    ] = "",
+    seq: Annotated[int | None, typer.Option(help="Tokens of a sequence.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Tokens of a batch.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens of the run.")] = None,
+    fp8: Annotated[bool, typer.Option("--fp8", help="Matrix products of the blocks in FP8.")] = False,
+    carbon: Annotated[float, typer.Option(help="kg of CO2 equivalent a kWh.")] = 0.414,
+    dollars: Annotated[float, typer.Option(help="Price of a GPU-hour.")] = 2.0,
+    restart: Annotated[float, typer.Option(help="Seconds from an interruption to the next step.")] = 600.0,
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Prints everything as JSON.")] = False,
+) -> None:
+    """Plans a run before it starts: layout, memory, time, interruptions, energy, carbon and price."""
+    import json
+
+    from herder.plan import Costs, Prices, Software, parse_layout
+    from herder.plan import plan as plan_run
+    from herder.recipes._trainings import workload
+
+    config, *sizes = workload(recipe, settings or [], seq, batch, tokens)
+    made = plan_run(
+        config,
+        gpus,
+        gpu,
+        *sizes,
+        parse_layout(layout),
+        software=Software("fp8" if fp8 else "bf16"),
+        costs=Costs(restart_seconds=restart),
+        prices=Prices(carbon, dollars),
+    )
+    print(json.dumps(made.to_json(), indent=1) if as_json else made.table())
+
+
 @app.command("why-document")
 def why_document(folder: Path, document: Annotated[str, typer.Argument(help="Its id or URL.")]) -> None:
     """Explains what became of one document of a curated folder, and why."""

@@ -6,7 +6,7 @@
 from herder.plan.cost import Cost, Prices, cost
 from herder.plan.faults import Costs, Faults, simulate
 from herder.plan.hardware import GPUS, Gpu, find_gpu
-from herder.plan.layout import Layout, parse_layout, refusal
+from herder.plan.layout import parse_layout, refusal
 from herder.plan.memory import memory_per_rank
 from herder.plan.run import Candidate, Plan, plan
 from herder.plan.timing import FLASH_2, KERNEL_EFFICIENCY, Software, Timing, time_step
@@ -20,7 +20,6 @@ __all__ = [
     "Costs",
     "Faults",
     "Gpu",
-    "Layout",
     "Plan",
     "Prices",
     "Software",

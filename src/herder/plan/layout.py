@@ -1,70 +1,58 @@
-"""How a run is laid over GPUs: TP, CP, PP, DP and micro-batch, and why a layout is refused (paper 3.3.2).
+"""How a run can be laid over GPUs, and why a layout is refused (paper 3.3.2).
 
-The one design decision: a layout is a value and a refusal is a sentence, so that the search and a user's own layout are
-judged by the same words. Ranks are ordered [TP, CP, PP, DP], innermost first, as in the paper.
+The one design decision: a layout is the trainer's own `Layout`; what a user gives is a dictionary of some of its fields, and
+the plan chooses the others. A refusal is a sentence, so that the search and a user's layout are judged by the same words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any
 
+from herder.config import parse
 from herder.model import LlamaConfig
 from herder.plan.hardware import Gpu
-
-RECOMPUTE = ("none", "elementwise", "alternate", "full")
-"""What the backward pass computes again: nothing; norms and activation products, whose inputs are kept; also every second
-matrix product (torchtitan's selective checkpointing); whole blocks."""
+from herder.train import Layout
+from herder.train.parallel import RECOMPUTE
 
 MICRO_BATCHES = (1, 2, 4, 8)
+AXES = ("tp", "cp", "pp", "dp", "micro_batch")
+"""What makes two layouts different in kind; the other fields are chosen for each."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Ranks along each axis, sequences a micro-batch, and how the stages are cut.
-
-    `chunks` is the number of virtual stages a rank holds (interleaved schedule); 0 leaves it and `recompute` "" leaves what is
-    recomputed to the plan, which takes the fastest that fits.
-    """
-
-    tp: int = 1
-    cp: int = 1
-    pp: int = 1
-    dp: int = 1
-    micro_batch: int = 1
-    chunks: int = 0
-    recompute: str = ""
-
-    @property
-    def gpus(self) -> int:
-        return self.tp * self.cp * self.pp * self.dp
-
-    def __str__(self) -> str:
-        text = f"tp={self.tp},cp={self.cp},pp={self.pp},dp={self.dp},micro_batch={self.micro_batch}"
-        text += f",chunks={self.chunks}" if self.chunks else ""
-        return text + (f",recompute={self.recompute}" if self.recompute else "")
-
-
-def parse_layout(text: str) -> Layout:
-    """ "tp=8,cp=1,pp=16,dp=128" as a Layout; axes left out are 1. Raises ValueError naming the part that is wrong."""
-    known = {f.name for f in fields(Layout)}
-    values: dict = {}
+def parse_layout(text: str) -> dict[str, Any]:
+    """ "tp=8,cp=1,pp=16,dp=128" as {"tp": 8, ...}: the fields that are given. Raises ValueError naming the part that is wrong."""
+    hints, given = typing.get_type_hints(Layout), {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, equals, value = (p.strip() for p in part.partition("="))
-        if not equals or name not in known or name in values:
-            raise ValueError(f"layout part {part!r} is not one of {', '.join(sorted(known))} given once as name=value")
-        if name == "recompute":
-            values[name] = value
-        elif value.isascii() and value.isdigit() and len(value) < 10:
-            values[name] = int(value)
-        else:
-            raise ValueError(f"layout part {part!r}: {name} must be a whole number")
-    return Layout(**values)
+        if not equals or name not in hints or name in given:
+            names = ", ".join(f.name for f in fields(Layout))
+            raise ValueError(f"layout part {part!r} is not name=value, given once, with a name of {names}")
+        given[name] = parse(value, hints[name], f"layout part {name}")
+    return given
+
+
+def given_fields(layout: Layout | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields that are not left to the plan: all of a Layout, its dp where it is not 0; the entries of a mapping."""
+    if isinstance(layout, Layout):
+        layout = {f.name: getattr(layout, f.name) for f in fields(Layout)}
+    return {name: value for name, value in (layout or {}).items() if (name, value) != ("dp", 0)}
+
+
+def axes(layout: Layout) -> tuple[int, int, int, int]:
+    return layout.tp, layout.cp, layout.pp, layout.dp
 
 
 def micro_batches(layout: Layout, seq_len: int, tokens_per_batch: int) -> int:
     """Micro-batches that one pipeline runs in a step."""
     return tokens_per_batch // (seq_len * layout.dp * layout.micro_batch)
+
+
+def shards(layout: Layout) -> int:
+    """Ranks that FSDP divides one copy of parameters, gradients and moments over: `shard` (or all) of dp, and cp."""
+    return (layout.shard or layout.dp) * layout.cp
 
 
 def slots(config: LlamaConfig, layout: Layout) -> int:
@@ -78,14 +66,17 @@ def refusal(
 ) -> str | None:
     """Why this layout cannot run, leaving memory aside: one sentence, or None where it can."""
     lay = layout
-    for f in fields(Layout):
-        value = getattr(lay, f.name)
-        if f.name != "recompute" and value < (0 if f.name == "chunks" else 1):
-            return f"{f.name} is {value}; it must be at least 1"
-    if lay.recompute not in ("", *RECOMPUTE):
-        return f"recompute is {lay.recompute!r}; it must be one of {', '.join(RECOMPUTE)}"
+    if seq_len > config.max_seq_len:
+        return f"sequence length {seq_len} is beyond the model's context of {config.max_seq_len}"
+    for name in ("tp", "cp", "pp", "dp", "micro_batch", "chunks"):
+        if getattr(lay, name) < 1:
+            return f"{name} is {getattr(lay, name)}; it must be at least 1"
     if lay.gpus != gpus:
         return f"tp x cp x pp x dp = {lay.tp} x {lay.cp} x {lay.pp} x {lay.dp} is {lay.gpus}, not {gpus} GPUs"
+    try:
+        lay.on(gpus)
+    except ValueError as error:
+        return str(error).removeprefix("the ").removeprefix("layout.")
     if lay.tp > gpu.per_node:
         return f"tp {lay.tp} leaves the server of {gpu.per_node} GPUs; tensor parallelism needs NVLink between all its ranks"
     if gpus > gpu.per_node and gpu.per_node % lay.tp:
@@ -111,24 +102,44 @@ def refusal(
     return None
 
 
-def candidates(config: LlamaConfig, gpus: int, gpu: Gpu, seq_len: int) -> Iterator[Layout]:
-    """Layouts that use all GPUs: TP within a server, CP by doubling while a rank keeps 1,024 tokens, PP up to the layers."""
-    for tp in divisors(gpus, gpu.per_node):
-        for cp in (c for c in divisors(gpus // tp, max(1, seq_len // 1024)) if c & (c - 1) == 0):
-            for pp in divisors(gpus // tp // cp, config.n_layers):
-                for micro in MICRO_BATCHES:
-                    yield Layout(tp, cp, pp, gpus // tp // cp // pp, micro)
+def candidates(
+    config: LlamaConfig, gpus: int, gpu: Gpu, seq_len: int, given: Mapping[str, Any] | None = None
+) -> Iterator[Layout]:
+    """Layouts with the given fields that use all GPUs: TP within a server, CP by doubling while a rank keeps 1,024 tokens, PP
+    up to the layers. Given numbers that do not fit are yielded too, to be refused with their reason."""
+    given = given or {}
+    rest = {name: value for name, value in given.items() if name not in AXES}
+    for tp in _choices(given, "tp", divisors(gpus, gpu.per_node)):
+        for cp in _choices(given, "cp", _doublings(gpus // max(tp, 1), seq_len // 1024)):
+            for pp in _choices(given, "pp", divisors(gpus // max(tp * cp, 1), config.n_layers)):
+                for dp in _choices(given, "dp", [max(1, gpus // max(tp * cp * pp, 1))]):
+                    for micro in _choices(given, "micro_batch", MICRO_BATCHES):
+                        yield Layout(tp, cp, pp, dp, micro, **rest)
 
 
-def variants(config: LlamaConfig, layout: Layout) -> Iterator[Layout]:
-    """The layout with what it leaves open filled in: chunks that cut the pipeline evenly, and each way to recompute."""
+def variants(config: LlamaConfig, layout: Layout, gpu: Gpu, given: Mapping[str, Any]) -> Iterator[Layout]:
+    """The layout with each way to fill in what is not given: chunks that cut the pipeline evenly, recomputation, whether
+    gathered parameters are kept, and one copy of the state over all DP ranks or one in each server (HSDP)."""
     units = -(-slots(config, layout) // layout.pp)
     even = divisors(units, units) if layout.pp > 1 and slots(config, layout) % layout.pp == 0 else [1]
-    for chunks in [layout.chunks] if layout.chunks else even:
-        for recompute in [layout.recompute] if layout.recompute else RECOMPUTE:
-            yield replace(layout, chunks=chunks, recompute=recompute)
+    within = gpu.per_node // (layout.tp * layout.cp * layout.pp)
+    copies = [0, within] if within > 1 and layout.dp > within and layout.dp % within == 0 else [0]
+    for chunks in _choices(given, "chunks", even):
+        for recompute in _choices(given, "recompute", RECOMPUTE):
+            for reshard in _choices(given, "reshard_after_forward", (False, True) if shards(layout) > 1 else (False,)):
+                for shard in _choices(given, "shard", copies):
+                    more = {"chunks": chunks, "recompute": recompute, "reshard_after_forward": reshard, "shard": shard}
+                    yield replace(layout, **more)
 
 
 def divisors(n: int, most: int) -> list[int]:
     """Divisors of `n` up to `most`, ascending."""
     return [d for d in range(1, min(n, most) + 1) if n % d == 0]
+
+
+def _doublings(n: int, most: int) -> list[int]:
+    return [d for d in divisors(n, max(1, most)) if d & (d - 1) == 0] or [1]
+
+
+def _choices(given: Mapping[str, Any], name: str, searched: Any) -> Any:
+    return [given[name]] if name in given else searched

@@ -1,7 +1,8 @@
 """Bytes on the fullest rank, by part, before a run starts (paper 3.3.2: its memory estimator).
 
-The one design decision: parameters stay gathered after the forward pass and gradients are summed in fp32 over the
-micro-batches, as the paper trains; only the optimizer's state is divided by the ranks that FSDP shards over.
+The one design decision: everything is a count from the shape and the layout, nothing is fitted. As the paper trains,
+parameters stay gathered after the forward pass and gradients are summed in fp32 over the micro-batches, so only the
+optimizer's state is divided by the ranks that FSDP shards over; `reshard_after_forward` divides parameters and sums too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import math
 
 from herder.model import LlamaConfig
-from herder.plan.layout import Layout, slots
+from herder.plan.layout import shards, slots
+from herder.train import Layout
 
 OVERHEAD = 3e9
 """Bytes for the CUDA context, collective buffers and fragmentation: an assumption, no published figure."""
@@ -55,7 +57,7 @@ def kept_per_token(config: LlamaConfig, recompute: str) -> float:
 
 
 def _rank(config: LlamaConfig, layout: Layout, seq_len: int, n_micro: int, last: bool) -> dict[str, float]:
-    parameters, shards = rank_parameters(config, layout, last), layout.dp * layout.cp
+    parameters, ranks = rank_parameters(config, layout, last), shards(layout)
     tokens = layout.micro_batch * seq_len / layout.cp
     layers = layers_of_rank(config, layout) - (1 if layout.pp > 1 else 0)
     block = kept_per_token(config, layout.recompute) * tokens / layout.tp
@@ -64,10 +66,15 @@ def _rank(config: LlamaConfig, layout: Layout, seq_len: int, n_micro: int, last:
     if layout.recompute == "full":
         activations += kept_per_token(config, "none") * tokens / layout.tp  # the block that is being computed again
     head = tokens * config.vocab_size * (2 + 4) / layout.tp if last else 0.0
+    whole = parameters
+    if layout.reshard_after_forward:  # this block and the next one, and what lies outside the blocks
+        outside = parameters - layers * layer_parameters(config) / layout.tp
+        whole = min(parameters, parameters / ranks + outside + 2 * layer_parameters(config) / layout.tp)
+    scattered = n_micro == 1 or layout.reshard_after_forward
     return {
-        "weights, bf16": 2.0 * parameters,
-        "gradient sums, fp32": 4.0 * parameters / (shards if n_micro == 1 else 1),  # one micro-batch: scattered at once
-        "optimizer and master weights, fp32": 12.0 * parameters / shards,
+        "weights, bf16": 2.0 * whole,
+        "gradient sums, fp32": 4.0 * parameters / (ranks if scattered else 1),
+        "optimizer and master weights, fp32": 12.0 * parameters / ranks,
         "activations": activations,
         "logits, bf16 and fp32": head,
         "overhead": OVERHEAD,

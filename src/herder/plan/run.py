@@ -6,34 +6,44 @@ The one design decision: a given layout and the search go through the same funct
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from herder.model import LlamaConfig
 from herder.plan.cost import Cost, Prices, cost
 from herder.plan.faults import Costs, Faults, simulate
 from herder.plan.hardware import Gpu, find_gpu
-from herder.plan.layout import Layout, candidates, micro_batches, refusal, variants
+from herder.plan.layout import axes, candidates, given_fields, micro_batches, refusal, variants
 from herder.plan.memory import memory_per_rank
 from herder.plan.timing import Software, Timing, time_step
+from herder.train import Layout
 
-CHECKPOINT_BYTES = 2 + 4 + 8
-"""A parameter's bf16 weight, fp32 master and two fp32 moments."""
+CHECKPOINT_BYTES = 4 + 8
+"""A parameter's fp32 master and two fp32 moments; the bf16 weight follows from the master."""
 
 MOST_GPUS = 1_000_000
+
+CONVENTION = "6 FLOPs a weight and token, head counted, embedding and recomputation not, attention causal"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout that fits, with its memory by part in bytes and its time."""
+    """A layout that can run, with its memory by part in bytes and its time."""
 
     layout: Layout
     memory: dict[str, float]
     timing: Timing
 
+    @property
+    def bytes(self) -> float:
+        return sum(self.memory.values())
+
 
 @dataclass(frozen=True)
 class Plan:
-    """One run, planned. `second` is the next best of other axes or micro-batch; `refused` maps layouts to sentences."""
+    """One run, planned. `second` is the next best with other axes, or where there is
+    none with another micro-batch; `refused` maps layouts to sentences."""
 
     config: LlamaConfig
     gpus: int
@@ -84,7 +94,7 @@ class Plan:
             "step_seconds_by_part": best.timing.parts,
             "tokens_per_second": self.tokens_per_second,
             "tokens_per_second_per_gpu": self.tokens_per_second / self.gpus,
-            "memory_per_rank_bytes": sum(best.memory.values()),
+            "memory_per_rank_bytes": best.bytes,
             "memory_per_rank_bytes_by_part": best.memory,
             "training_days": self.training_days,
             "days": self.days,
@@ -96,7 +106,7 @@ class Plan:
                 "layout": asdict(self.second.layout),
                 "mfu": self.second.timing.mfu(self.gpus, self.gpu),
                 "step_seconds": self.second.timing.step,
-                "memory_per_rank_bytes": sum(self.second.memory.values()),
+                "memory_per_rank_bytes": self.second.bytes,
             },
             "refused": self.refused,
         }
@@ -114,6 +124,7 @@ class Plan:
         lines += [
             f"MFU {100 * self.mfu:.1f}%, {self.mfu * self.gpu.bf16 / 1e12:.0f} TFLOP/s a GPU, "
             f"{self.tokens_per_second:,.0f} tokens/s",
+            f"({CONVENTION}; bf16 peak {self.gpu.bf16 / 1e12:.1f} TFLOP/s)",
             f"{self.tokens:.4g} tokens: {self.training_days:.2f} days of steps, {self.days:.2f} on the clock",
             f"{f.interruptions:,.1f} interruptions, one in {f.hours_between:,.1f} h; each restart {f.restart_seconds:,.0f} s",
             f"checkpoint of {f.checkpoint_bytes / 1e9:,.1f} GB every {f.checkpoint_every_seconds:,.0f} s takes "
@@ -137,14 +148,15 @@ def plan(
     seq_len: int,
     tokens_per_batch: int,
     tokens: float,
-    layout: Layout | None = None,
+    layout: Layout | Mapping[str, Any] | None = None,
     *,
     software: Software | None = None,
     costs: Costs | None = None,
     prices: Prices | None = None,
 ) -> Plan:
-    """Plans `tokens` of training on `gpus` GPUs of kind `gpu` (a name or a Gpu), in the given layout or the fastest that fits.
+    """Plans `tokens` of training on `gpus` GPUs of kind `gpu` (a name or a Gpu), in the fastest layout that fits.
 
+    layout: a whole Layout, or some of its fields (see `parse_layout`); the plan chooses the others.
     Raises ValueError for an unknown GPU, sizes below 1, a layout that cannot run or does not fit, and where none does.
     """
     kind = find_gpu(gpu) if isinstance(gpu, str) else gpu
@@ -158,24 +170,30 @@ def plan(
         raise ValueError(f"a {kind.name} has no fp8 matrix products; plan it in bf16")
     refused: dict[str, str] = {}
     found: list[Candidate] = []
-    for lay in [layout] if layout else candidates(config, gpus, kind, seq_len):
-        result = judge(config, lay, gpus, kind, seq_len, tokens_per_batch, software)
+    tight: list[Candidate] = []
+    given = given_fields(layout)
+    for lay in candidates(config, gpus, kind, seq_len, given):
+        result = judge(config, lay, gpus, kind, seq_len, tokens_per_batch, software, given)
         if isinstance(result, str):
             refused[str(lay)] = result
         else:
-            found.append(result)
+            (found if result.bytes <= kind.memory else tight).append(result)
+    for near in sorted(tight, key=lambda c: c.bytes):
+        refused[str(near.layout)] = (
+            f"needs {near.bytes / 1e9:.1f} GB on a rank, a {kind.name} has {kind.memory / 1e9:.0f}"
+        )
     if not found:
-        if layout:
-            raise ValueError(f"layout {layout}: {refused[str(layout)]}")
-        examples = "; ".join(f"{lay}: {why}" for lay, why in list(_examples(refused).items())[:3])
-        raise ValueError(f"no layout of {gpus} {kind.name} can train this model; such as {examples}")
+        why = "; ".join(f"{lay}: {why}" for lay, why in list(_examples(refused).items())[:3])
+        asked = " with " + ",".join(f"{name}={value}" for name, value in given.items()) if given else ""
+        raise ValueError(f"no layout{asked} of {gpus} {kind.name} can train this model: {why}")
     found.sort(key=lambda c: c.timing.step)
     hours = tokens / tokens_per_batch * found[0].timing.step / 3600
     faults = simulate(gpus, max(hours, 1e-6), CHECKPOINT_BYTES * config.n_params, costs)
     if faults.effective <= 0:
         raise ValueError(f"{gpus} GPUs are interrupted so often that nothing is trained; lower restart_seconds")
     bill = cost(gpus * hours / faults.effective, kind.watts, prices)
-    second = found[1] if len(found) > 1 else None
+    others = [c for c in found[1:] if axes(c.layout) != axes(found[0].layout)] or found[1:]
+    second = others[0] if others else None
     return Plan(config, gpus, kind, seq_len, tokens_per_batch, tokens, found[0], second, faults, bill, refused)
 
 
@@ -187,22 +205,20 @@ def judge(
     seq_len: int,
     tokens_per_batch: int,
     software: Software | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Candidate | str:
-    """The layout with chunks and recomputation chosen for the least time that fits, or the sentence that refuses it."""
+    """The layout with what is not given chosen for the least time that fits, or where nothing does for the least memory; or the
+    sentence that refuses it."""
     why = refusal(config, layout, gpus, gpu, seq_len, tokens_per_batch)
     if why:
         return why
-    n_micro, least, fits = micro_batches(layout, seq_len, tokens_per_batch), float("inf"), []
-    for variant in variants(config, layout):
+    n_micro = micro_batches(layout, seq_len, tokens_per_batch)
+    made = []
+    for variant in variants(config, layout, gpu, given or {}):
         memory = memory_per_rank(config, variant, seq_len, n_micro)
-        total = sum(memory.values())
-        least = min(least, total)
-        if total <= gpu.memory:
-            timing = time_step(config, variant, gpu, seq_len, tokens_per_batch, software)
-            fits.append(Candidate(variant, memory, timing))
-    if not fits:
-        return f"needs {least / 1e9:.1f} GB on a rank, a {gpu.name} has {gpu.memory / 1e9:.0f}; shard or recompute more"
-    return min(fits, key=lambda c: c.timing.step)
+        made.append(Candidate(variant, memory, time_step(config, variant, gpu, seq_len, tokens_per_batch, software)))
+    fits = [candidate for candidate in made if candidate.bytes <= gpu.memory]
+    return min(fits, key=lambda c: c.timing.step) if fits else min(made, key=lambda c: c.bytes)
 
 
 def _rows(title: str, parts: dict[str, float]) -> list[str]:

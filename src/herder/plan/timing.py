@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from herder.model import LlamaConfig
 from herder.plan.hardware import Gpu
-from herder.plan.layout import Layout, micro_batches
+from herder.plan.layout import micro_batches, shards
 from herder.plan.memory import layer_parameters, layers_of_rank, rank_parameters
+from herder.train import Layout
 
 KERNEL_EFFICIENCY = 0.5512
 """Share of the peak that matrix products and attention reach. Fitted on row 1 of table 4 (8,192 H100, 430 TFLOP/s)."""
@@ -82,8 +83,8 @@ def time_step(
     whole = sum(stage.values())
     parts = {name: n_micro * seconds for name, seconds in stage.items()}
     parts["pipeline bubble"] = whole * _bubble(n_micro, layout.pp, max(1, layout.chunks))
-    parts["FSDP, exposed"] = _fsdp(config, layout, gpu, whole)
-    shard = rank_parameters(config, layout) / (layout.dp * layout.cp)
+    parts["FSDP, exposed"] = _fsdp(config, layout, gpu, whole, n_micro)
+    shard = rank_parameters(config, layout) / shards(layout)
     parts["optimizer"] = 30 * shard / (gpu.memory_bandwidth * BANDWIDTH_EFFICIENCY)  # 16 bytes read, 14 written
     flops = tokens_per_batch * config.flops_per_token((seq_len + 1) / 2)
     return Timing(parts, flops)
@@ -131,16 +132,21 @@ def _head(config: LlamaConfig, layout: Layout, gpu: Gpu, seq_len: int, software:
     return product + moved / (gpu.memory_bandwidth * BANDWIDTH_EFFICIENCY)
 
 
-def _fsdp(config: LlamaConfig, layout: Layout, gpu: Gpu, stage: float) -> float:
-    """Seconds of FSDP traffic not hidden: the first block's gather and the last one's reduce-scatter, and what is left of
-    the rest after one micro-batch's forward and backward. Weights are gathered once in bf16, gradients scattered in fp32."""
-    ranks = layout.dp * layout.cp
-    if ranks == 1:
-        return 0.0
-    traffic = rank_parameters(config, layout) * (ranks - 1) / ranks / _bandwidth(gpu, ranks, layout.gpus // ranks)
-    gather, scatter, units = 2 * traffic, 4 * traffic, layers_of_rank(config, layout)
-    hidden = (1 - 1 / units) * (gather + scatter)
-    return (gather + scatter) / units + max(0.0, hidden - stage)
+def _fsdp(config: LlamaConfig, layout: Layout, gpu: Gpu, stage: float, n_micro: int) -> float:
+    """Seconds of FSDP traffic not hidden: the first block's gather and the last one's reduction, and what is left of the rest
+    beside the compute of the micro-batches that it runs with (`stage` is one's).
+
+    Kept parameters are gathered once a step in bf16 and the sums scattered once in fp32, within one micro-batch's time; those
+    freed after the forward pass are gathered twice and their gradients scattered for each micro-batch. Copies of the state
+    (HSDP) add up the sums of their shards once a step. Latency is not counted.
+    """
+    ranks, copies = shards(layout), layout.dp // (layout.shard or layout.dp)
+    parameters, units = rank_parameters(config, layout), layers_of_rank(config, layout)
+    traffic = parameters * (ranks - 1) / ranks / _bandwidth(gpu, ranks, layout.tp * layout.pp)
+    between = 2 * parameters / ranks * (copies - 1) / copies / _bandwidth(gpu, copies, layout.gpus // copies)
+    times, gathers = (n_micro, 2) if layout.reshard_after_forward else (1, 1)
+    edge = (2 * traffic + 4 * (traffic + between)) / units
+    return edge + max(0.0, (2 * gathers + 4) * traffic * times + 4 * between - edge - stage * times)
 
 
 def _bandwidth(gpu: Gpu, ranks: int, stride: int) -> float:
