@@ -5,11 +5,11 @@
 
 from herder.plan.cost import Cost, Prices, cost
 from herder.plan.faults import Costs, Faults, simulate
-from herder.plan.hardware import GPUS, Gpu, find_gpu
 from herder.plan.layout import parse_layout, refusal
 from herder.plan.memory import memory_per_rank
 from herder.plan.run import Candidate, Plan, plan
 from herder.plan.timing import FLASH_2, KERNEL_EFFICIENCY, Software, Timing, time_step
+from herder.train.devices import GPUS, Gpu, find_gpu
 
 __all__ = [
     "FLASH_2",

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from herder.train.devices import KG_PER_KWH
+
 
 @dataclass(frozen=True)
 class Prices:
     """Inputs of the bill."""
 
-    kg_per_kwh: float = 0.414
-    """Carbon intensity that the Llama 3.1 model card's totals imply."""
+    kg_per_kwh: float = KG_PER_KWH
     dollars_per_gpu_hour: float = 2.0
     """An assumption: rented H100s cost two to four dollars an hour."""
 

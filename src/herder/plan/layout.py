@@ -13,8 +13,8 @@ from typing import Any
 
 from herder.config import parse
 from herder.model import LlamaConfig
-from herder.plan.hardware import Gpu
 from herder.train import Layout
+from herder.train.devices import Gpu
 from herder.train.parallel import RECOMPUTE
 
 MICRO_BATCHES = (1, 2, 4, 8)

@@ -13,11 +13,11 @@ from typing import Any
 from herder.model import LlamaConfig
 from herder.plan.cost import Cost, Prices, cost
 from herder.plan.faults import Costs, Faults, simulate
-from herder.plan.hardware import Gpu, find_gpu
 from herder.plan.layout import axes, candidates, given_fields, micro_batches, refusal, variants
 from herder.plan.memory import memory_per_rank
 from herder.plan.timing import Software, Timing, time_step
 from herder.train import Layout
+from herder.train.devices import Gpu, find_gpu
 
 CHECKPOINT_BYTES = 4 + 8
 """A parameter's fp32 master and two fp32 moments; the bf16 weight follows from the master."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from herder.model import LlamaConfig
-from herder.plan.hardware import Gpu
 from herder.plan.layout import micro_batches, shards
 from herder.plan.memory import layer_parameters, layers_of_rank, rank_parameters
 from herder.train import Layout
+from herder.train.devices import Gpu
 
 KERNEL_EFFICIENCY = 0.5512
 """Share of the peak that matrix products and attention reach. Fitted on row 1 of table 4 (8,192 H100, 430 TFLOP/s)."""
