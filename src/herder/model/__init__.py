@@ -5,7 +5,7 @@ Nothing here knows of parallelism, compilation or quantization: those are applie
 """
 
 from herder.model.count import Count
-from herder.model.llama import Llama
+from herder.model.llama import Llama, initial_weight
 from herder.model.shapes import SHAPES, LlamaConfig, RopeScaling
 
-__all__ = ["SHAPES", "Count", "Llama", "LlamaConfig", "RopeScaling"]
+__all__ = ["SHAPES", "Count", "Llama", "LlamaConfig", "RopeScaling", "initial_weight"]

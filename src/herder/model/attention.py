@@ -8,7 +8,8 @@ kernel. Context parallelism and the paged cache are other `attend` functions beh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,11 @@ class Packing:
         bounds = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=device)
         return cls(bounds, (length,) * batch)
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of positions that see each other, oneself included."""
+        return sum(n * (n + 1) // 2 for n in self.lengths)
+
     def to(self, device: torch.device | str) -> Packing:
         return Packing(self.cu_seqlens.to(device, non_blocking=True), self.lengths)
 
@@ -60,24 +66,29 @@ def packed(packing: Packing) -> Attend:
         if len(set(packing.lengths)) == 1 and packing.lengths[0] == q_bthd.shape[1]:
             return causal(q_bthd, k_bthd, v_bthd)
         if q_bthd.is_cuda:
-            return _varlen(q_bthd, k_bthd, v_bthd, packing)
+            q, k, v = (x.flatten(0, 1) for x in (q_bthd, k_bthd, v_bthd))
+            bounds, longest = packing.cu_seqlens, max(packing.lengths)
+            return _varlen(q, k, v, bounds, bounds, longest, longest).view_as(q_bthd)
         return _by_document(q_bthd, k_bthd, v_bthd, packing.lengths)
 
     return attend
 
 
 def causal(q_bthd: torch.Tensor, k_bthd: torch.Tensor, v_bthd: torch.Tensor) -> torch.Tensor:
-    """Causal attention of whole rows with grouped KV heads (no copy of K and V: they are expanded by stride)."""
-    b, t, heads, d = q_bthd.shape
+    """Causal attention of whole rows with grouped KV heads (no copy of K and V: they are expanded by stride). Where there are
+    more keys than queries, the queries are the last of the positions."""
+    (b, t, heads, d), seen = q_bthd.shape, k_bthd.shape[1]
     groups, dtype = k_bthd.shape[2], q_bthd.dtype
     if q_bthd.device.type == "cpu" and dtype == torch.bfloat16:
         # torch's CPU kernel takes 117 ms forward and backward in bf16 where it takes 82 in fp32, casts included.
         q_bthd, k_bthd, v_bthd = q_bthd.float(), k_bthd.float(), v_bthd.float()
     q = q_bthd.view(b, t, groups, heads // groups, d).permute(0, 2, 3, 1, 4).reshape(b * groups, heads // groups, t, d)
     k, v = (
-        x.permute(0, 2, 1, 3).reshape(b * groups, 1, t, d).expand(-1, heads // groups, -1, -1) for x in (k_bthd, v_bthd)
+        x.permute(0, 2, 1, 3).reshape(b * groups, 1, seen, d).expand(-1, heads // groups, -1, -1)
+        for x in (k_bthd, v_bthd)
     )
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    mask = None if seen == t else torch.ones(t, seen, dtype=torch.bool, device=q.device).tril(seen - t)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     return out.view(b, groups, heads // groups, t, d).permute(0, 3, 1, 2, 4).reshape(b, t, heads, d).to(dtype)
 
 
@@ -87,11 +98,20 @@ def _by_document(q_bthd, k_bthd, v_bthd, lengths: tuple[int, ...]) -> torch.Tens
     return torch.cat([causal(*document) for document in zip(q, k, v, strict=True)], dim=1).view(b, t, heads, d)
 
 
-def _varlen(q_bthd, k_bthd, v_bthd, packing: Packing) -> torch.Tensor:
+def varlen(
+    q_nhd: torch.Tensor, k_nhd: torch.Tensor, v_nhd: torch.Tensor, q_lengths: Sequence[int], k_lengths: Sequence[int]
+) -> torch.Tensor:
+    """Causal attention of stretches laid one after the other (CUDA only): stretch i has q_lengths[i] queries, which are the
+    last of its k_lengths[i] positions."""
+    bounds = [
+        torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=q_nhd.device)
+        for lengths in (q_lengths, k_lengths)
+    ]
+    return _varlen(q_nhd, k_nhd, v_nhd, *bounds, max(q_lengths), max(k_lengths))
+
+
+def _varlen(q_nhd, k_nhd, v_nhd, q_bounds, k_bounds, most_q: int, most_k: int) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # CUDA only
 
-    longest, repeat = max(packing.lengths), q_bthd.shape[2] // k_bthd.shape[2]
-    q = q_bthd.flatten(0, 1)
-    k, v = (x.flatten(0, 1).repeat_interleave(repeat, dim=1) for x in (k_bthd, v_bthd))
-    out = varlen_attn(q, k, v, packing.cu_seqlens, packing.cu_seqlens, longest, longest, window_size=(-1, 0))
-    return out.view_as(q_bthd)
+    k, v = (x.repeat_interleave(q_nhd.shape[1] // k_nhd.shape[1], dim=1) for x in (k_nhd, v_nhd))
+    return varlen_attn(q_nhd, k, v, q_bounds, k_bounds, most_q, most_k, window_size=(-1, 0))

@@ -81,6 +81,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
+    def forward(self, x: torch.Tensor, attend: Attend, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """(B, T) tokens -> (B, T, dim) before the last norm. Parts may be None: a model in pipeline stages leaves them out, and
+        without the embedding x is what the stage before gave."""
+        h = x if self.embed_tokens is None else self.embed_tokens(x)
+        for i, layer in enumerate(self.layers):
+            if layer is not None:
+                h = layer(h, i, attend, cos, sin)
+        return h
+
 
 class Llama(nn.Module):
     """A Llama of the given shape. Weights are drawn at construction unless that happens on the meta device."""
@@ -126,28 +135,32 @@ class Llama(nn.Module):
             positions = packing.positions(tokens_bt.shape[0]) if positions is None else positions
         elif positions is None:
             positions = torch.arange(tokens_bt.shape[1], device=tokens_bt.device).expand_as(tokens_bt)
-        cos, sin = rotation(self._inv_freq, positions)
-        h = self.model.embed_tokens(tokens_bt)
-        for i, layer in enumerate(self.model.layers):
-            h = layer(h, i, attend, cos, sin)
+        h = self.model(tokens_bt, attend, *self.rotation(positions))
         if select is not None:
             h = h.flatten(0, 1)[select]
         return self.model.norm(h)
 
+    def rotation(self, positions_bt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin for these positions, as `rotate` takes them."""
+        return rotation(self._inv_freq, positions_bt)
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> Llama:
-        """Draws all weights from one seed: normal with standard deviation 0.02, projections into the residual stream scaled
-        by 1 / sqrt(2 n_layers) (GPT-2's rule; the paper does not publish its initialisation), norms at one. Returns self.
-
-        Each tensor has a generator of its own, keyed by its name, so the draw does not depend on layout or order.
-        """
-        residual = (2 * self.config.n_layers) ** -0.5
+        """Draws all weights from one seed (`initial_weight`). Returns self."""
         for name, p in self.named_parameters():
-            if p.dim() == 1:
-                p.fill_(1.0)
-                continue
-            key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
-            std = INIT_STD * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
-            p.copy_(torch.empty(p.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+            p.copy_(initial_weight(name, p.shape, self.config, seed))
         return self
+
+
+def initial_weight(name: str, shape: torch.Size, config: LlamaConfig, seed: int) -> torch.Tensor:
+    """One parameter in fp32: normal with standard deviation 0.02, projections into the residual stream scaled by
+    1 / sqrt(2 n_layers) (GPT-2's rule; the paper does not publish its initialisation), norms at one.
+
+    Each tensor has a generator of its own, keyed by its name, so the draw does not depend on layout or order.
+    """
+    if len(shape) == 1:
+        return torch.ones(shape)
+    key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
+    std = INIT_STD * ((2 * config.n_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+    return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)

@@ -31,6 +31,6 @@ def rotation(inv_freq: torch.Tensor, positions_bt: torch.Tensor) -> tuple[torch.
 
 
 def rotate(x_bthd: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates each pair (i, i + head_dim / 2) of every head, in fp32, and casts back."""
-    x = x_bthd.float()
+    """Rotates each pair (i, i + head_dim / 2) of every head, in at least fp32, and casts back."""
+    x = x_bthd.to(torch.promote_types(x_bthd.dtype, torch.float32))
     return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).to(x_bthd.dtype)

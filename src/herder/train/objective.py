@@ -71,6 +71,13 @@ class Loss:
     weight: torch.Tensor
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    def sums(self, positions: int, pairs: int, metrics: Sequence[str]) -> torch.Tensor:
+        """(4 + metrics,) float64, to be added over micro-batches and ranks: weight, loss, positions, pairs of positions that
+        see each other, the metrics."""
+        values = [self.weight, self.sum, positions, pairs, *(self.metrics[name] for name in metrics)]
+        device = self.sum.device
+        return torch.stack([torch.as_tensor(v, device=device).detach().double() for v in values])
+
 
 class Objective(Protocol):
     """See the module's docstring. `metrics` names the sums that every `Loss` carries; `skips` are data steps left out."""

@@ -1,8 +1,7 @@
-"""Optimizers and the mixed-precision arithmetic around them (paper 3.3.2: FP32 gradient accumulation and reduction).
+"""Optimizers and their schedule: AdamW, or Muon on the matrices of the blocks (paper 3.2.1, 3.4.1).
 
-The model computes in bf16 from a copy of its weights; fp32 master weights and fp32 gradient sums live here. Gradients of all
-micro-batches and ranks are added as sums and divided once by the global weight, so unequal counts of valid tokens per rank
-or micro-batch do not bend the mean.
+The one design decision: an optimizer knows named fp32 weights with gradients and nothing else; how these weights are copied,
+cut and gathered is the business of `replica` and `parallel`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from typing import Literal
 
 import torch
 from torch import nn
-
-from herder import launch
 
 
 @dataclass(frozen=True)
@@ -59,111 +56,61 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Optimizer:
-    """Master weights, gradient sums and the update for the trainable parameters of one model, which may compute in bf16 or
-    fp32. Frozen parameters are cast with it and have no master: who needs them unrounded keeps them elsewhere."""
+    """The update of fp32 master weights from gradients that lie in their `.grad`: AdamW, or Muon with AdamW.
 
-    def __init__(self, model: nn.Module, config: OptimConfig, dtype: torch.dtype):
-        self.config = config
-        self.names = list(trainable(model))
-        masters = [p.detach().clone().float() for p in trainable(model).values()]
-        model.to(dtype)
-        self.params = list(trainable(model).values())
-        self.masters = {name: nn.Parameter(m) for name, m in zip(self.names, masters, strict=True)}
-        sizes = [m.numel() for m in masters]
-        self.flat = torch.zeros(sum(sizes), dtype=torch.float32, device=masters[0].device)
-        for master, piece in zip(self.masters.values(), self.flat.split(sizes), strict=True):
-            master.grad = piece.view_as(master)
+    Moments exist from the start, so that `state` is whole before the first step and a checkpoint can be read into it.
+    Masters may be DTensors (any sharding) for AdamW; Muon needs whole matrices.
+    """
+
+    def __init__(self, masters: dict[str, nn.Parameter], config: OptimConfig):
+        self.masters, self.config = masters, config
         self.updates = self._groups()
+        for optimizer, _ in self.updates:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    optimizer.state[p].update(_fresh(optimizer, p))
 
     def _groups(self) -> list[tuple[torch.optim.Optimizer, float]]:
-        """Optimizers with their peak learning rates."""
+        """Optimizers with their peak learning rates; one whose weights are all elsewhere is left out."""
         c = self.config
         matrices = {n for n, m in self.masters.items() if c.kind == "muon" and m.dim() == 2 and ".layers." in n}
         decayed = [m for n, m in self.masters.items() if n not in matrices and m.dim() >= 2]
         norms = [m for n, m in self.masters.items() if m.dim() < 2]
-        adamw = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": c.weight_decay}, {"params": norms, "weight_decay": 0.0}],
-            lr=c.lr,
-            betas=(c.beta1, c.beta2),
-            eps=c.eps,
-            fused=True,
-        )
-        if not matrices:
-            return [(adamw, c.lr)]
-        muon = torch.optim.Muon(
-            [self.masters[n] for n in self.names if n in matrices],
-            lr=c.lr_muon,
-            momentum=c.momentum,
-            weight_decay=c.weight_decay,
-        )
-        return [(muon, c.lr_muon), (adamw, c.lr)]
+        groups = [{"params": decayed, "weight_decay": c.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        betas = (c.beta1, c.beta2)
+        found = [(torch.optim.AdamW(groups, lr=c.lr, betas=betas, eps=c.eps, fused=True), c.lr)] if groups else []
+        if matrices:
+            muon = torch.optim.Muon(
+                [m for n, m in self.masters.items() if n in matrices],
+                lr=c.lr_muon,
+                momentum=c.momentum,
+                weight_decay=c.weight_decay,
+            )
+            found.insert(0, (muon, c.lr_muon))
+        return found
 
-    def accumulate(self) -> None:
-        """Adds the model's gradients of one micro-batch to the fp32 sums and clears them."""
-        for p, master in zip(self.params, self.masters.values(), strict=True):
-            if p.grad is not None:
-                master.grad.add_(p.grad)
-                p.grad = None
-
-    def reduce(self, sums: torch.Tensor) -> torch.Tensor:
-        """Adds gradients and `sums` over ranks; sums[0] is the weight, by which the gradients are divided. Returns sums."""
-        if launch.world_size() > 1:
-            torch.distributed.all_reduce(self.flat)
-            torch.distributed.all_reduce(sums)
-        self.flat.div_(sums[0])
-        return sums
-
-    def grad_norm(self) -> float:
-        return float(torch.linalg.vector_norm(self.flat))
-
-    def step(self, scale: float, grad_norm: float) -> None:
-        """Clips, updates the masters at `scale` of the peak learning rates, copies them to the model, clears the sums."""
-        if grad_norm > self.config.clip:
-            self.flat.mul_(self.config.clip / grad_norm)
+    def step(self, scale: float) -> None:
+        """Updates the masters at `scale` of the peak learning rates."""
         for optimizer, lr in self.updates:
             for group in optimizer.param_groups:
                 group["lr"] = lr * scale
             optimizer.step()
-        self.copy_to_model()
-        self.clear()
-
-    def clear(self) -> None:
-        self.flat.zero_()
-
-    @torch.no_grad()
-    def copy_to_model(self) -> None:
-        for p, master in zip(self.params, self.masters.values(), strict=True):
-            p.copy_(master)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Every tensor that a bit-exact continuation needs, by name: `master/`, and the optimizers' own under `optim/`."""
+        """Every tensor that a bit-exact continuation needs, by names that no layout changes: `master/NAME`, and the moments as
+        `optim/SLOT/NAME`. They are the living tensors: who writes into them changes the run."""
         tensors = {f"master/{name}": m.detach() for name, m in self.masters.items()}
         names = {id(m): name for name, m in self.masters.items()}
         for optimizer, _ in self.updates:
             for p, slots in optimizer.state.items():
-                tensors |= {f"optim/{slot}/{names[id(p)]}": t for slot, t in slots.items() if torch.is_tensor(t)}
+                tensors |= {f"optim/{slot}/{names[id(p)]}": t for slot, t in slots.items()}
         return tensors
 
-    @torch.no_grad()
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Takes what `state` gave. Raises ValueError where a tensor is missing or has another shape."""
-        for name, master in self.masters.items():
-            found = tensors.get(f"master/{name}")
-            if found is None or found.shape != master.shape:
-                got = "missing" if found is None else f"of shape {tuple(found.shape)}"
-                raise ValueError(f"checkpoint tensor master/{name} is {got}, expected {tuple(master.shape)}")
-            master.copy_(found)
-        names = {id(m): name for name, m in self.masters.items()}
-        slots: dict[str, dict[str, torch.Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optim/"):
-                _, slot, name = key.split("/", 2)
-                slots.setdefault(name, {})[slot] = tensor
-        for optimizer, _ in self.updates:
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    for slot, tensor in slots.get(names[id(p)], {}).items():
-                        where = "cpu" if slot == "step" and not group.get("fused") else p.device
-                        optimizer.state[p][slot] = tensor.clone().to(where)
-        self.copy_to_model()
-        self.clear()
+
+def _fresh(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> dict[str, torch.Tensor]:
+    zeros = torch.zeros_like(p.detach())
+    if isinstance(optimizer, torch.optim.Muon):
+        return {"momentum_buffer": zeros}
+    count = torch.zeros((), dtype=torch.float32, device=zeros.device)
+    return {"step": count, "exp_avg": zeros, "exp_avg_sq": torch.zeros_like(zeros)}

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
 Recompute = Literal["none", "elementwise", "alternate", "full"]
 RECOMPUTE: tuple[Recompute, ...] = ("none", "elementwise", "alternate", "full")
 """What the backward pass computes again: nothing; norms and activation products, whose inputs are kept; also every second
@@ -74,3 +77,28 @@ class Layout:
     def plain(self) -> bool:
         """Whole copies of the model on every rank, each on its own rows: nothing to be cut (of a layout from `on`)."""
         return self.tp == self.cp == self.pp == self.shard == 1
+
+
+AXES = ("replicate", "shard", "pp", "cp", "tp")
+"""Mesh axes, outermost first: the paper's [TP, CP, PP, DP] read backwards, with DP as copies x shards."""
+
+
+class Meshes:
+    """The groups of ranks that a layout (from `Layout.on`) needs, over all ranks of the process group.
+
+    axes: every axis by itself. parameters: the mesh that parameters live on, with shard and cp as one axis, since each position's
+    gradient is a term of the same sum; `fsdp` is its part that FSDP cuts over. over: ranks that share cp and tp coordinates,
+    which between them hold each row once.
+    """
+
+    def __init__(self, layout: Layout, device_type: str):
+        self.sizes = (layout.dp // layout.shard, layout.shard, layout.pp, layout.cp, layout.tp)
+        copies, shard, pp, cp, tp = self.sizes
+        ranks = torch.arange(layout.gpus).view(self.sizes)
+        self.axes = DeviceMesh(device_type, ranks, mesh_dim_names=AXES)
+        together = ranks.permute(0, 1, 3, 2, 4).reshape(copies, shard * cp, pp, tp)
+        self.parameters = DeviceMesh(device_type, together, mesh_dim_names=("replicate", "shard_cp", "pp", "tp"))
+        self.fsdp = self.parameters["replicate", "shard_cp"] if copies > 1 else self.parameters["shard_cp"]
+        each = DeviceMesh(device_type, ranks.view(copies * shard * pp, cp * tp), mesh_dim_names=("over", "inside"))
+        self.over = each["over"].get_group()
+        self.dp_rank = self.axes.get_local_rank("replicate") * shard + self.axes.get_local_rank("shard")
