@@ -156,3 +156,23 @@ def test_consumed_is_what_the_rows_held(folder):
 def test_an_unknown_source_is_named(folder):
     with pytest.raises(ValueError, match="'x'; the token shards have a, b, c"):
         Mixture(TokenShards(folder), [Stage(1, 1, 8, {"x": 1.0})], 0)
+
+
+def test_a_run_goes_on_behind_what_was_used_before(folder):
+    first = mixture(folder, steps=4)
+    used = first.used(4)
+    then = Mixture(TokenShards(folder), [Stage(6, 3, 48, {"b": 0.5, "c": 0.5})], 0, before=used)
+    slices = {s.start: s for step in range(6) for s in then.batch(step) if s.source == "b"}
+    assert sorted(slices) == [used["b"] + 48 * i for i in range(len(slices))]
+    assert then.used(6) == pytest.approx({"b": 6 * 3 * 24, "c": 6 * 3 * 24}, abs=48)
+    ids, _ = then.read(slices[used["b"]])
+    last = max((s for step in range(4) for s in first.batch(step) if s.source == "b"), key=lambda s: s.start)
+    assert first.read(last)[0][-1] == ids[0]  # the last target before is the first token now
+
+
+def test_two_folders_of_shards_lie_side_by_side_unless_they_share_a_name(folder, tmp_path):
+    for source in ("a", "d"):
+        write_shards([(source, "More text, held elsewhere. " * 9)], Words(), tmp_path / source)
+    assert sorted(TokenShards(folder, tmp_path / "d").sources) == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="source 'a', and so has"):
+        TokenShards(folder, tmp_path / "a")

@@ -9,8 +9,20 @@ from herder.curate.audit import audit
 from herder.curate.dedup import NearDuplicates
 from herder.curate.extract import Page, extract
 from herder.curate.heuristics import Thresholds
+from herder.curate.overlap import Protected, read_benchmarks
 from herder.curate.pipeline import curate
 from herder.curate.settings import CurateConfig
 from herder.curate.why import why
 
-__all__ = ["CurateConfig", "NearDuplicates", "Page", "Thresholds", "audit", "curate", "extract", "why"]
+__all__ = [
+    "CurateConfig",
+    "NearDuplicates",
+    "Page",
+    "Protected",
+    "Thresholds",
+    "audit",
+    "curate",
+    "extract",
+    "read_benchmarks",
+    "why",
+]

@@ -47,6 +47,10 @@ class Protected:
         positions = self.hits(word_hashes)
         return float(self.shares(positions).max()) if len(positions) else 0.0
 
+    def worst_in(self, text: str) -> float:
+        """`worst` of a text."""
+        return self.worst(hash_words(text).hashes)
+
 
 def read_benchmarks(path: str) -> tuple[Protected | None, str]:
     """The protected items of a JSONL file (all string values of a line are its text), and the file's content hash."""

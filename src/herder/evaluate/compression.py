@@ -28,8 +28,8 @@ class CompressionConfig:
 
 
 def compare_compression(config: CompressionConfig, inputs: dict[str, Path], out: Path) -> dict:
-    """Step: inputs["model"] against xz, gzip and n-grams trained on the tokens it consumed (inputs["tokens"]), on the held-out
-    documents of inputs["corpus"]; writes `comparison.json` for the report."""
+    """Step: inputs["model"] against xz, gzip and n-grams trained on the tokens it consumed (inputs["tokens"], and inputs["best"]
+    where it was annealed on them), on the held-out documents of inputs["corpus"]; writes `comparison.json` for the report."""
     model, tokenizer = load(inputs["model"])
     documents = list(read_documents(inputs["corpus"], split="heldout"))[: config.max_documents]
     if not documents:
@@ -41,7 +41,8 @@ def compare_compression(config: CompressionConfig, inputs: dict[str, Path], out:
         {"name": "this model", "measure": found["model"].to_json(), "note": f"{model.config.n_params:,} parameters"}
     ]
     used = json.loads((inputs["model"] / "consumed.json").read_text())
-    seen = list(consumed(TokenShards(inputs["tokens"] / "train"), used["tokens"], used["seed"]))
+    shards = TokenShards(*(inputs[name] / "train" for name in ("tokens", "best") if name in inputs))
+    seen = list(consumed(shards, used["tokens"], used["seed"]))
     encoded = [[tokenizer.document_ids[0], *tokenizer.encode(text)] for text in texts]
     for number, order in enumerate(config.orders):
         report(number, len(config.orders), "n-gram models")

@@ -9,7 +9,7 @@ realised tokens. Ranks, workers and micro-batches do not enter, so a run continu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +47,19 @@ class Slice:
 
 
 class Mixture:
-    """`batch(step)` gives the slices of a step, `read(slice)` their tokens. Raises ValueError for a mix that names no source."""
+    """`batch(step)` gives the slices of a step, `read(slice)` their tokens. Raises ValueError for a mix that names no source.
 
-    def __init__(self, shards: TokenShards, stages: Sequence[Stage], seed: int, skips: Sequence[int] = ()):
+    `before` tokens of each source were used by an earlier run of the same seed: this one goes on behind them.
+    """
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        stages: Sequence[Stage],
+        seed: int,
+        skips: Sequence[int] = (),
+        before: Mapping[str, int] | None = None,
+    ):
         self.stages, self.seed, self.skips = tuple(stages), seed, tuple(skips)
         self.names = sorted({name for stage in stages for name, share in stage.mix.items() if share > 0})
         for name in self.names:
@@ -58,8 +68,10 @@ class Mixture:
                     f"the mix names source {name!r}; the token shards have {', '.join(sorted(shards.sources))}"
                 )
         self.streams = {name: _Stream(shards.sources[name], seed) for name in self.names}
-        self._used = np.zeros((1, len(self.names)), dtype=np.int64)  # tokens used before each data step
-        self._target = np.zeros(len(self.names))  # tokens that the mix asks for by the table's last step
+        self.before = {name: int((before or {}).get(name, 0)) for name in self.names}
+        # Tokens used before each data step, and those that the mix asks for by the table's last step.
+        self._used = np.array([list(self.before.values())], dtype=np.int64)
+        self._target = self._used[0].astype(np.float64)
 
     @property
     def steps(self) -> int:

@@ -118,17 +118,26 @@ class Source:
 
 
 class TokenShards:
-    """The sources of a folder written by `write_shards`. Raises ValueError where it is missing or damaged."""
+    """The sources of folders written by `write_shards`. Raises ValueError where one is missing or damaged, or where two have a
+    source of the same name."""
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
-        if not (self.folder / "ledger.json").exists():
-            raise ValueError(f"{folder} holds no token shards (ledger.json is missing); make them with a tokenize step")
-        ledgers = json.loads((self.folder / "ledger.json").read_text())
-        self.sources = {ledger["source"]: self._open(ledger["source"]) for ledger in ledgers}
+    def __init__(self, folder: Path, *more: Path):
+        self.folder, self.sources = Path(folder), {}
+        for place in (self.folder, *map(Path, more)):
+            if not (place / "ledger.json").exists():
+                raise ValueError(
+                    f"{place} holds no token shards (ledger.json is missing); make them with a tokenize step"
+                )
+            for ledger in json.loads((place / "ledger.json").read_text()):
+                name = ledger["source"]
+                if name in self.sources:
+                    raise ValueError(
+                        f"{place} has a source {name!r}, and so has {folder}; give one of them another name"
+                    )
+                self.sources[name] = self._open(place, name)
 
-    def _open(self, name: str) -> Source:
-        folder = self.folder / name
+    def _open(self, place: Path, name: str) -> Source:
+        folder = place / name
         offsets, n_bytes = np.load(folder / "offsets.npy"), np.load(folder / "bytes.npy")
         size = (folder / "tokens.bin").stat().st_size
         if size != 4 * offsets[-1] or len(n_bytes) != len(offsets) - 1:
