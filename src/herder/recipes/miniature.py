@@ -15,9 +15,10 @@ from herder.corpus import Source, open_source
 from herder.corpus.miniature import WebConfig, material_manifest, write_web
 from herder.curate import CurateConfig, audit, curate
 from herder.evaluate import CompressionConfig, DialogueEvaluation, compare_compression, evaluate_dialogues
-from herder.model import SHAPES
+from herder.model import SHAPES, LlamaConfig
 from herder.posttrain import OPEN, DialogueConfig, FineTuneConfig, fine_tune, make_dialogues
 from herder.pretrain import PretrainConfig, TokenizeConfig, TokenizerConfig, pretrain, tokenize, train_tokenizer
+from herder.scaling.sweep import Budget, SweepConfig, check, sweep
 from herder.steps import Step
 from herder.train import OptimConfig, Stage, TrainConfig
 
@@ -30,6 +31,36 @@ _BASE = PretrainConfig(
     stages=(Stage(960, 8, 256, {"general": 0.5, "code": 0.25, "multilingual": 0.25}),),
     optional_sources=True,
     processes=2,
+)
+
+
+def _small(dim: int, n_layers: int, n_heads: int, n_kv_heads: int, ffn_dim: int) -> LlamaConfig:
+    return replace(
+        _BASE.model, dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=0, ffn_dim=ffn_dim
+    )
+
+
+_SWEEP = SweepConfig(
+    shapes={
+        "dim32": _small(32, 2, 2, 1, 96),
+        "dim48": _small(48, 2, 2, 1, 128),
+        "dim64": _small(64, 3, 2, 1, 176),
+        "dim80": _small(80, 3, 2, 1, 216),
+        "dim96": _small(96, 4, 2, 1, 256),
+        "dim128": _small(128, 4, 4, 2, 352),
+    },
+    budgets=(
+        Budget(1 / 128, 2, ("dim32", "dim48", "dim64", "dim80")),
+        Budget(1 / 64, 2, ("dim32", "dim48", "dim64", "dim96")),
+        Budget(1 / 32, 4, ("dim48", "dim64", "dim80", "dim128")),
+        Budget(1 / 16, 4, ("dim48", "dim64", "dim96", "dim128")),
+    ),
+    train=TrainConfig(
+        optim=OptimConfig(kind="muon", lr=2e-2, lr_muon=2e-2, lr_final=0.02, weight_decay=0.05),
+        checkpoint_seconds=10.0,
+    ),
+    lr_exponent=0.23,
+    warmup_share=0.1,
 )
 _SFT = FineTuneConfig(
     train=TrainConfig(
@@ -71,6 +102,7 @@ class Config:
         vocab_size=SHAPES["miniature"].vocab_size, n_special=32, extension_share=0.2
     )
     tokenize: TokenizeConfig = TokenizeConfig()
+    sweep: SweepConfig = _SWEEP
     pretrain: PretrainConfig = _BASE
     dialogues: DialogueConfig = _DIALOGUES
     sft: FineTuneConfig = _SFT
@@ -100,7 +132,7 @@ class CurateStep:
 
 
 def recipe(config: Config) -> list[Step]:
-    """The graph: pages, documents, tokenizer, tokens, base model, dialogues, fine-tuned model, what it learned."""
+    """The graph: pages, documents, tokenizer, tokens, scaling sweep, base model, dialogues, fine-tuned model, what it learned."""
     web = None
     if config.data:
         source = open_data(config.data, config.data_kind, config.data_fields)
@@ -118,6 +150,9 @@ def recipe(config: Config) -> list[Step]:
     bpe = Step("2_tokenizer/bpe", train_tokenizer, config.tokenizer, {"corpus": corpus})
     tokens = Step("2_tokenizer/tokens", tokenize, config.tokenize, {"corpus": corpus, "tokenizer": bpe})
     base = Step("3_pretrain/base", pretrain, config.pretrain, {"tokens": tokens, "tokenizer": bpe})
+    if config.sweep.budgets:
+        predicted = sweep(config.sweep, config.pretrain, {"tokens": tokens, "tokenizer": bpe}, "3_scaling")
+        last += [predicted, Step("3_scaling/check", check, None, {"forecast": predicted, "base": base})]
     dialogues = Step("4_posttrain/dialogues", make_dialogues, config.dialogues, {"corpus": corpus})
     shuffled = replace(config.sft, dialogues="shuffled.jsonl")
     control = Step("4_posttrain/control", fine_tune, shuffled, {"base": base, "dialogues": dialogues})

@@ -53,11 +53,16 @@ def fit_file(
         if out.exists() and not out.is_dir():
             raise ValueError(f"{out} is a file; give a folder for scaling.json and scaling.png")
         out.mkdir(parents=True, exist_ok=True)
-        plot(law, out / "scaling.png", budgets)
-        part = out / "scaling.json.part"
-        part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(part, out / "scaling.json")
+        plot(law, out / "scaling.png", budgets, result["overtraining"])
+        write_json(result, out / "scaling.json")
     return result
+
+
+def write_json(data: object, path: Path) -> None:
+    """Writes JSON, whole or not at all; what is not finite is null."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
 
 
 def summary(
@@ -102,16 +107,20 @@ def measured_count(points: Sequence[Point]) -> PerParameter:
     return PerParameter(math.exp(math.fsum(logs) / len(logs)))
 
 
-def plot(law: Law, path: Path, budgets: Sequence[float] = ()) -> None:
-    """PNG: the IsoFLOP curves with their minima, and beside them the power law with its 95% band, out to `budgets`."""
+def plot(law: Law, path: Path, budgets: Sequence[float] = (), overtrained: dict | None = None) -> None:
+    """PNG: the IsoFLOP curves with their minima, the power law with its 95% band out to `budgets`, and where `summary` could
+    tell it ("overtraining") the loss of one size trained past its optimum."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    told = bool(overtrained and overtrained.get("rows"))
+    figure = Figure(figsize=(18 if told else 12, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    left, middle, *right = figure.subplots(1, 3 if told else 2)
     _plot_curves(left, law.curves)
-    _plot_law(right, law, budgets)
+    _plot_law(middle, law, budgets)
+    if told:
+        _plot_overtraining(right[0], overtrained)
     path = Path(path)
     part = path.with_name(path.name + ".part")
     figure.savefig(part, dpi=110, format="png")
@@ -158,6 +167,21 @@ def _plot_law(axes, law: Law, budgets: Sequence[float]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="compute-optimal tokens")
     axes.set_title("Power law through the minima")
     axes.legend(fontsize=8, frameon=False, loc="upper left")
+
+
+def _plot_overtraining(axes, told: dict) -> None:
+    rows = told["rows"]
+    times, losses = [row["times_optimal"] for row in rows], [row["loss"] for row in rows]
+    axes.plot(
+        times, [m["value"] for m in losses], "o-", color="tab:blue", ms=4, label=f"{told['params']:.3g} parameters"
+    )
+    if all(m["low"] is not None and m["high"] is not None for m in losses):
+        axes.fill_between(times, [m["low"] for m in losses], [m["high"] for m in losses], alpha=0.15, lw=0)
+    best = [row["optimal_loss"]["value"] for row in rows]
+    axes.plot(times, best, "--", color="black", lw=1, label="compute-optimal model of the same FLOPs")
+    axes.set(xscale="log", xlabel="tokens, times the compute-optimal ones", ylabel="predicted loss (nats per token)")
+    axes.set_title("One size trained past its optimum")
+    axes.legend(fontsize=8, frameon=False)
 
 
 def _law_text(law: Law) -> str:
