@@ -21,7 +21,10 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
+
+from herder import supervise
 
 _START_TIMEOUT = datetime.timedelta(minutes=2)  # a process that died while it started must not be waited for longer
 _CONTROL_TIMEOUT = datetime.timedelta(days=7)  # a rank may wait for another's whole step
@@ -84,25 +87,80 @@ def local_processes() -> int:
 
 
 @contextlib.contextmanager
-def group() -> Iterator[None]:
-    """The process group that torchrun's environment describes, for as long as the context lasts; nothing for one process."""
-    if world_size() == 1:
+def group(*folders: Path) -> Iterator[None]:
+    """The process group that torchrun's environment describes, for as long as the context lasts; nothing for one process.
+
+    Before a rank joins, its device, its memory and `folders` are tried; under `herder launch` it also says where it is, and
+    what ends it. Raises BrokenDevice for a machine that computes wrongly or cannot write.
+    """
+    seen = supervise.begin()
+    if world_size() == 1 and seen.folder is None:
         yield
         return
-    import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
-    dist.init_process_group(backend, timeout=_CONTROL_TIMEOUT)
     try:
+        if world_size() > 1:
+            _join_checked(seen, folders)
+        seen.enter("idle", "")
         yield
+        seen.enter("done", "")
+    except supervise.BrokenDevice as error:
+        seen.refuse(str(error), supervise.BROKEN)
+        raise
+    except RuntimeError as error:
+        if seen.folder is None or not _lost_peers(error):
+            raise
+        print(f"rank {rank()}: lost another rank ({str(error).splitlines()[0][:120]})", file=sys.stderr, flush=True)
+        os._exit(supervise.LOST_PEERS)  # a group with a member gone cannot be taken down in order
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join_checked(seen: supervise.Watch, folders: tuple[Path, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from herder.supervise import health
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    seen.enter("checks")
+    found = health.check(f"cuda:{torch.cuda.current_device()}" if cuda else "cpu", folders)
+    if found.problems:
+        raise supervise.BrokenDevice(f"rank {rank()} does not join: " + "; ".join(found.problems))
+    for note in found.notes:
+        seen.event("note", text=f"rank {rank()}: {note}")
+    seen.enter("joining")
+    start = seen.start_timeout or _CONTROL_TIMEOUT.total_seconds()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=start))
+    offset = health.clock_offsets()[rank()]
+    seen.clock(offset)
+    if abs(offset) > health.CLOCK_SECONDS:
+        seen.event("clock", text=f"rank {rank()}: its clock is {offset:+.1f} s off rank 0's; only times in logs suffer")
+    set_timeout(None)
+
+
+def set_timeout(seconds: float | None) -> None:
+    """How long the collectives of every process group may take from now on; None for as long as another rank's stage takes."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    if dist.is_initialized():
+        limit = datetime.timedelta(seconds=seconds) if seconds else _CONTROL_TIMEOUT
+        for one in list(dist.distributed_c10d._world.pg_map):
+            _set_pg_timeout(limit, one)
+
+
+def _lost_peers(error: RuntimeError) -> bool:
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def broadcast(value: Any) -> Any:

@@ -96,7 +96,7 @@ def execute(
     root = Path(root)
     check_format(root)
     run = root / f"{recipe}-{digest([s.address for s in steps])}"
-    with launch.group():
+    with launch.group(root):
         if launch.rank() == 0:
             run.mkdir(parents=True, exist_ok=True)
         started, rows = time.time(), {}
