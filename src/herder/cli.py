@@ -354,6 +354,79 @@ def scaling_fit(
         print(f"{row['flops']:.3g} FLOPs: {row['tokens']['value']:.4g} tokens, parameters {params}")
 
 
+@scaling_app.command("sweep")
+def scaling_sweep(
+    recipe: Annotated[str, typer.Argument(help="A recipe with a sweep, or the path of a Python file that is one.")],
+    settings: Settings = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Trains the points of a recipe's IsoFLOP sweep that are missing and forecasts its base run, which is not trained."""
+    from herder.recipes import build
+    from herder.scaling.sweep import forecast
+    from herder.steps import ordered
+
+    config, last = build(recipe, settings or [])
+    found = [step for step in ordered(last) if step.run is forecast]
+    if not found:
+        raise ValueError(f"{recipe} has no sweep (or --set left it without budgets); take a recipe with one: miniature")
+    _search(recipe, "sweep", config, found, runs, settings)
+
+
+@scaling_app.command("mix")
+def scaling_mix(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe with a `mix_search`, or the path of a Python file that is one.")
+    ],
+    settings: Settings = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Searches a recipe's data mix by small runs, then trains default and chosen mix and compares them."""
+    from herder.recipes import build
+
+    config, last = build(recipe, settings or [], "mix_search")
+    _search(recipe, "mix", config, last, runs, settings)
+
+
+def _search(recipe: str, what: str, config, last, runs: Path, settings: list[str] | None) -> None:
+    from herder.launch import rank
+    from herder.records import Measure
+    from herder.report import write_report
+    from herder.steps import execute, read_json
+
+    folder = execute(f"{Path(recipe).stem}-{what}", config, last, runs, None, settings or [])
+    if rank() == 0:
+        page = write_report(folder)
+        for step in last:
+            for name, value in read_json(runs / step.address / "step.json")["numbers"].items():
+                print(f"{name}: {Measure.from_json(value) if isinstance(value, dict) and 'low' in value else value}")
+            print(f"written: {runs / step.address}")
+        print(f"report: {page}")
+
+
+@scaling_app.command("forecast")
+def scaling_forecast(
+    scores: Annotated[
+        Path, typer.Argument(help="JSONL: nll_per_character, accuracy, flops; or extra: true in place of flops.")
+    ],
+    chance: Annotated[float, typer.Option(help="Accuracy of guessing: 0.25 for four choices.")],
+    flops: Annotated[list[float], typer.Option(help="Training FLOPs of the model to forecast.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Prints everything as JSON.")] = False,
+) -> None:
+    """Forecasts a benchmark: NLL of the right answers from FLOPs, then accuracy from that NLL."""
+    import json
+
+    from herder.records import Measure
+    from herder.scaling import forecast_file
+
+    found = forecast_file(scores, chance, flops)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for row in found["forecasts"]:
+        nll, accuracy = Measure.from_json(row["nll_per_character"]), Measure.from_json(row["accuracy"])
+        print(f"{row['flops']:.3g} FLOPs: accuracy {accuracy}; {nll}")
+
+
 def _flat(value, key: str = ""):
     if isinstance(value, dict):
         for name, inner in value.items():

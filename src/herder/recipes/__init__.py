@@ -48,9 +48,16 @@ def find(name: str) -> tuple[Callable[[Any], Sequence[Step]], type]:
     return module.recipe, module.Config
 
 
-def build(name: str, settings: Sequence[str]) -> tuple[Any, Sequence[Step]]:
-    """The configuration after --set, and the last steps of the graph it gives."""
+def build(name: str, settings: Sequence[str], graph: str = "recipe") -> tuple[Any, Sequence[Step]]:
+    """The configuration after --set, and the last steps of the graph it gives. `graph` names another function of the recipe's
+    module that makes one ("mix_search"); ValueError where it has none."""
     recipe, config_type = find(name)
+    if graph != "recipe":
+        recipe = getattr(sys.modules[recipe.__module__], graph, None)
+        if recipe is None:
+            raise ValueError(
+                f"{name} has no `{graph}`; add a function of that name that takes its Config, or take miniature"
+            )
     config = override(config_type(), settings)
     last = recipe(config)
     return config, (last,) if isinstance(last, Step) else tuple(last)

@@ -18,6 +18,8 @@ from herder.evaluate import CompressionConfig, DialogueEvaluation, compare_compr
 from herder.model import SHAPES, LlamaConfig
 from herder.posttrain import OPEN, DialogueConfig, FineTuneConfig, fine_tune, make_dialogues
 from herder.pretrain import PretrainConfig, TokenizeConfig, TokenizerConfig, pretrain, tokenize, train_tokenizer
+from herder.scaling.mix import MixConfig
+from herder.scaling.mix import mix_search as search_mix
 from herder.scaling.sweep import Budget, SweepConfig, check, sweep
 from herder.steps import Step
 from herder.train import OptimConfig, Stage, TrainConfig
@@ -62,6 +64,18 @@ _SWEEP = SweepConfig(
     lr_exponent=0.23,
     warmup_share=0.1,
 )
+_MIX = MixConfig(
+    weights={"general": 0.5, "code": 0.25, "multilingual": 0.25},
+    degree=3,
+    model=_SWEEP.shapes["dim48"],
+    steps=400,
+    rows_per_step=4,
+    check_model=_SWEEP.shapes["dim96"],
+    check_steps=450,
+    check_rows_per_step=4,
+    check_seeds=(0, 1, 2),
+    learning_rates={"lr": 2e-2, "lr_muon": 2e-2},
+)
 _SFT = FineTuneConfig(
     train=TrainConfig(
         optim=OptimConfig(kind="muon", lr=2e-3, lr_muon=5e-3, warmup_steps=10, lr_final=0.02, weight_decay=0.0)
@@ -103,6 +117,7 @@ class Config:
     )
     tokenize: TokenizeConfig = TokenizeConfig()
     sweep: SweepConfig = _SWEEP
+    mix: MixConfig = _MIX
     pretrain: PretrainConfig = _BASE
     dialogues: DialogueConfig = _DIALOGUES
     sft: FineTuneConfig = _SFT
@@ -133,22 +148,7 @@ class CurateStep:
 
 def recipe(config: Config) -> list[Step]:
     """The graph: pages, documents, tokenizer, tokens, scaling sweep, base model, dialogues, fine-tuned model, what it learned."""
-    web = None
-    if config.data:
-        source = open_data(config.data, config.data_kind, config.data_fields)
-        manifest = tuple(source.manifest())
-        if config.curate.benchmarks:
-            manifest += tuple(open_source(config.curate.benchmarks, kind="jsonl").manifest())
-        curated = CurateStep(config.curate, config.data_kind, config.data_fields, manifest, config.data, config.workers)
-        corpus = Step("1_corpus/documents", curate_pages, curated)
-        last = []
-    else:
-        web = Step("1_corpus/web", make_web, WebStep(config.web, tuple(material_manifest())))
-        curated = CurateStep(config.curate, workers=config.workers)
-        corpus = Step("1_corpus/documents", curate_pages, curated, {"web": web})
-        last = [Step("1_corpus/audit", audit_filters, None, {"corpus": corpus, "web": web})]
-    bpe = Step("2_tokenizer/bpe", train_tokenizer, config.tokenizer, {"corpus": corpus})
-    tokens = Step("2_tokenizer/tokens", tokenize, config.tokenize, {"corpus": corpus, "tokenizer": bpe})
+    corpus, bpe, tokens, last = data(config)
     base = Step("3_pretrain/base", pretrain, config.pretrain, {"tokens": tokens, "tokenizer": bpe})
     if config.sweep.budgets:
         predicted = sweep(config.sweep, config.pretrain, {"tokens": tokens, "tokenizer": bpe}, "3_scaling")
@@ -166,6 +166,33 @@ def recipe(config: Config) -> list[Step]:
     models = {"before": base, "shuffled": control, "after": sft}
     answers = Step("5_evaluate/answers", evaluate_dialogues, config.answers, {"dialogues": dialogues, **models})
     return [*last, compression, answers]
+
+
+def mix_search(config: Config) -> Step:
+    """The graph of `herder scaling mix miniature`; no part of the run."""
+    _, bpe, tokens, _ = data(config)
+    return search_mix(config.mix, config.pretrain, {"tokens": tokens, "tokenizer": bpe}, "3_mix")
+
+
+def data(config: Config) -> tuple[Step, Step, Step, list[Step]]:
+    """Steps of the curated corpus, the tokenizer and the tokens, and those that only measure them."""
+    web = None
+    if config.data:
+        source = open_data(config.data, config.data_kind, config.data_fields)
+        manifest = tuple(source.manifest())
+        if config.curate.benchmarks:
+            manifest += tuple(open_source(config.curate.benchmarks, kind="jsonl").manifest())
+        curated = CurateStep(config.curate, config.data_kind, config.data_fields, manifest, config.data, config.workers)
+        corpus = Step("1_corpus/documents", curate_pages, curated)
+        last = []
+    else:
+        web = Step("1_corpus/web", make_web, WebStep(config.web, tuple(material_manifest())))
+        curated = CurateStep(config.curate, workers=config.workers)
+        corpus = Step("1_corpus/documents", curate_pages, curated, {"web": web})
+        last = [Step("1_corpus/audit", audit_filters, None, {"corpus": corpus, "web": web})]
+    bpe = Step("2_tokenizer/bpe", train_tokenizer, config.tokenizer, {"corpus": corpus})
+    tokens = Step("2_tokenizer/tokens", tokenize, config.tokenize, {"corpus": corpus, "tokenizer": bpe})
+    return corpus, bpe, tokens, last
 
 
 def make_web(config: WebStep, inputs: dict[str, Path], out: Path) -> dict:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import least_squares
 from scipy.special import expit
 
-from herder.records import Measure
-from herder.scaling.isoflop import REPLICATES
+from herder.records import Measure, read_jsonl
+from herder.scaling.isoflop import LARGEST, REPLICATES
 
 LEAST_MODELS, LEAST_SCORES = 3, 4
 STEPS = 30
@@ -75,6 +76,55 @@ class Forecast:
 
     def _accuracy(self, nll, middle, steepness):
         return self.chance + (1 - self.chance) * expit(-steepness * (nll - middle))
+
+
+def forecast_file(path: Path, chance: float, budgets: Sequence[float], seed: int = 0) -> dict:
+    """Fits the scores of a JSONL file and forecasts models of these FLOPs; plain JSON: line, sigmoid, forecasts.
+
+    Each line has nll_per_character and accuracy, and flops unless `extra` is true. Raises ValueError naming file and line for a
+    row that is none, and for scores that fit no forecast.
+    """
+    path, scores = Path(path), []
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is not a file; give a JSONL file with nll_per_character, accuracy and flops on each line"
+        )
+    try:
+        for row in read_jsonl(path):
+            scores.append(_score(row))
+    except (RecursionError, ValueError) as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}, row {len(scores) + 1}: {error}") from None
+    found = fit_forecast(scores, chance, seed)
+    rows = [
+        {"flops": c, "nll_per_character": found.nll(c).to_json(), "accuracy": found.accuracy(c).to_json()}
+        for c in budgets
+    ]
+    return {
+        "models": found.models,
+        "extra_models": found.scores - found.models,
+        "chance": chance,
+        "line": {"formula": "nll = intercept + slope log10(flops)", "intercept": found.line[0], "slope": found.line[1]},
+        "sigmoid": {
+            "formula": "accuracy = chance + (1 - chance) / (1 + exp(steepness (nll - middle)))",
+            "middle": found.sigmoid[0],
+            "steepness": found.sigmoid[1],
+        },
+        "forecasts": rows,
+    }
+
+
+def _score(row: dict) -> Score:
+    values = {}
+    for name in ("nll_per_character", "accuracy", *(() if row.get("extra") is True else ("flops",))):
+        value = row.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+            raise ValueError(
+                f"`{name}` is {'missing' if value is None else repr(value)[:40]}; it must be a finite number"
+            )
+        values[name] = float(value)
+    return Score(**values, extra=row.get("extra") is True)
 
 
 def fit_forecast(scores: Sequence[Score], chance: float, seed: int = 0, replicates: int = REPLICATES) -> Forecast:
