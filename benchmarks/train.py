@@ -25,8 +25,9 @@ from herder.model import SHAPES, Llama
 from herder.model.attention import Packing
 from herder.steps import machine
 from herder.train.objective import Rows, mean_log_loss
-from herder.train.optim import OptimConfig, Optimizer
+from herder.train.optim import OptimConfig
 from herder.train.outputs import compute
+from herder.train.replica import Replica
 
 TOKENS_PER_STEP = 4096
 
@@ -47,17 +48,17 @@ class Herder:
 
     def __init__(self, shape):
         self.model = Llama(shape).init_weights(0).train()
-        self.optimizer = Optimizer(self.model, OptimConfig(kind="adamw", warmup_steps=1), torch.bfloat16)
+        self.replica = Replica(self.model, OptimConfig(kind="adamw", warmup_steps=1), torch.bfloat16)
 
     def step(self, rows: Rows) -> float:
         sums = torch.zeros(2, dtype=torch.float64)
         for micro in rows.micro_batches(max(1, 4096 // rows.tokens.shape[1])):
             loss = mean_log_loss(compute(self.model, micro, Packing.of(micro.doc_ids), frozenset()), micro)
             loss.sum.backward()
-            self.optimizer.accumulate()
+            self.replica.accumulate()
             sums += torch.stack([loss.weight.double(), loss.sum.detach().double()])
-        self.optimizer.reduce(sums)
-        self.optimizer.step(1.0, self.optimizer.grad_norm())
+        self.replica.reduce(sums)
+        self.replica.step(1.0, self.replica.grad_norm())
         return float(sums[1] / sums[0])
 
 
@@ -85,7 +86,7 @@ class Peer:
         self.autocast, self.packing = precision == "autocast", packing
         if not self.autocast:
             self.model.to(torch.bfloat16)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4, betas=(0.9, 0.95), fused=True)
+        self.replica = torch.optim.AdamW(self.model.parameters(), lr=3e-4, betas=(0.9, 0.95), fused=True)
 
     def step(self, rows: Rows) -> float:
         packing = Packing.of(rows.doc_ids)
@@ -102,8 +103,8 @@ class Peer:
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.replica.step()
+        self.replica.zero_grad()
         return float(loss.detach())
 
 

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from herder.engine.cache import SlotCache
 from herder.model import SHAPES, Count, Llama, LlamaConfig
 from herder.train import OptimConfig
-from herder.train.optim import Optimizer
 from herder.train.outputs import token_log_probs
+from herder.train.replica import Replica
 
 TINY = LlamaConfig(97, 64, 2, 8, 2, 160, max_seq_len=256)
 
@@ -112,14 +112,14 @@ def test_the_kv_cache_is_what_the_engine_allocates():
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_the_training_state_is_what_the_trainer_keeps(kind, precision, dtype):
     model = Llama(TINY)
-    optimizer = Optimizer(model, OptimConfig(kind=kind), dtype)
+    replica = Replica(model, OptimConfig(kind=kind), dtype)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    held = sum(p.nbytes + p.grad.nbytes for p in model.parameters()) + optimizer.flat.nbytes
-    held += sum(m.nbytes for m in optimizer.masters.values())
-    optimizer.accumulate()
-    optimizer.step(1.0, optimizer.grad_norm())
-    moments = [t for each, _ in optimizer.updates for s in each.state.values() for t in s.values()]
+    held = sum(p.nbytes + p.grad.nbytes for p in model.parameters()) + replica.flat.nbytes
+    held += sum(m.nbytes for m in replica.masters.values())
+    replica.accumulate()
+    replica.step(1.0, replica.grad_norm())
+    moments = [t for each, _ in replica.optimizer.updates for s in each.state.values() for t in s.values()]
     held += sum(t.nbytes for t in moments if t.dim())
     assert held == sum(Count(TINY).training_state({"adamw": "AdamW", "muon": "Muon"}[kind], precision).values())
 

@@ -8,12 +8,12 @@ from train.toy import TINY
 
 from herder.model import Llama
 from herder.train import OptimConfig
-from herder.train.optim import Optimizer
+from herder.train.replica import Replica
 
 
 def optimizer(**more):
     model = Llama(TINY).init_weights(0)
-    return Optimizer(model, OptimConfig(**more), torch.float32), model
+    return Replica(model, OptimConfig(**more), torch.float32), model
 
 
 def test_the_schedule_is_a_linear_warm_up_and_a_cosine_to_the_final_share():
@@ -53,7 +53,7 @@ def test_matrices_decay_and_norms_do_not(kind):
 
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else():
     opt, _ = optimizer(kind="muon")
-    (muon, _), (adamw, _) = opt.updates
+    (muon, _), (adamw, _) = opt.optimizer.updates
     assert isinstance(muon, torch.optim.Muon)
     names = {id(m): name for name, m in opt.masters.items()}
     taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
@@ -66,7 +66,7 @@ def test_a_tied_head_is_one_weight_before_and_after_the_change_of_dtype():
     from dataclasses import replace
 
     model = Llama(replace(TINY, tie_embeddings=True)).init_weights(0)
-    opt = Optimizer(model, OptimConfig(), torch.bfloat16)
+    opt = Replica(model, OptimConfig(), torch.bfloat16)
     assert "lm_head.weight" not in opt.masters
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.dtype == torch.bfloat16

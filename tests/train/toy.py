@@ -45,7 +45,11 @@ def run(folder: Path, out: Path, steps=12, kind="muon", dtype="bfloat16", object
     torch.manual_seed(0)
     model = Llama(TINY).init_weights(0)
     config = TrainConfig(
-        OptimConfig(kind=kind, lr=1e-2, warmup_steps=2), dtype=dtype, layout=Layout(micro_batch=2), device="cpu", **more
+        OptimConfig(kind=kind, lr=1e-2, warmup_steps=2),
+        dtype=dtype,
+        layout=Layout(micro_batch=2, shard=1),
+        device="cpu",
+        **more,
     )
     out.mkdir(parents=True, exist_ok=True)
     numbers = train(model, objective or NextToken(mixture(folder, steps)), config, out)

@@ -27,7 +27,8 @@ from herder.train import Layout, OptimConfig, TrainConfig
 _REASONING = {"syllogism": 400}
 _FULL = FineTuneConfig(
     train=TrainConfig(
-        optim=OptimConfig(lr=1e-4, warmup_steps=5, lr_final=0.1, weight_decay=0.0), layout=Layout(micro_batch=2)
+        optim=OptimConfig(lr=1e-4, warmup_steps=5, lr_final=0.1, weight_decay=0.0),
+        layout=Layout(micro_batch=2, shard=1),
     ),
     epochs=1.0,
     rows_per_step=4,

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from herder import launch, progress
 from herder.config import at_least_one, runtime
 from herder.model import Llama
-from herder.model.attention import Packing
-from herder.train.checkpoint import load_latest, save_checkpoint
+from herder.train.checkpoint import Checkpoints, Saved, load_checkpoint, save_checkpoint
 from herder.train.data import data_step
 from herder.train.faults import Guard, GuardConfig
 from herder.train.meter import Metrics, matmul_peak
 from herder.train.objective import Objective
-from herder.train.optim import OptimConfig, Optimizer, trainable
-from herder.train.outputs import compute
-from herder.train.parallel import Layout
+from herder.train.optim import OptimConfig
+from herder.train.parallel import Layout, Sharded, apply_locally
+from herder.train.replica import Replica
 from herder.train.sinks import open_sinks
 
 BAD_BATCHES = 16
@@ -45,7 +45,9 @@ class TrainConfig:
     """Steps between held-out measurements (0: only at the end)."""
     snapshot_every: int = 0
     """Steps between weights kept in `out/snapshots`, for averaging (0: none)."""
-    layout: Layout = runtime(Layout(micro_batch=8))
+    layout: Layout = runtime(Layout(micro_batch=8, shard=1))
+    keep_moments: bool = True
+    """Whether `out/final` holds the optimizer's moments, for a run that goes on from it, or weights alone."""
     device: str = runtime("auto")
     checkpoint_seconds: float = runtime(30.0)
     checkpoints_kept: int = runtime(2)
@@ -73,35 +75,78 @@ def train(
     objective: Objective,
     config: TrainConfig,
     out: Path,
-    heldout: Callable[[Llama], dict[str, float]] | None = None,
+    heldout: Callable[[nn.Module], dict[str, float]] | None = None,
     start: Path | None = None,
+    weights: Callable[[str], torch.Tensor] | None = None,
 ) -> dict:
-    """Trains `model` in place, continuing from `out/checkpoints` where there are any; leaves it in fp32, final weights.
+    """Trains `model`, continuing from `out/checkpoints` where there are any; every rank calls it. Returns headline numbers.
 
-    start: a final checkpoint (`out/final` of another run) whose weights and moments a fresh run begins with.
-    heldout(model) returns numbers for `metrics.jsonl`, every `heldout_every` steps and at the end. Returns headline numbers.
-    Raises ValueError where nothing can be learned from a batch, or where too many batches in a row are bad.
+    The final state lies in `out/final`, and the first rank's `model` holds the final weights in fp32. A model on the meta
+    device is never whole anywhere: `weights(name)` gives its parameters one by one, and `out/final` alone has the result.
+    start: a final checkpoint whose weights, and moments where it has them, a fresh run begins with, under any layout.
+    heldout(model) returns numbers for `metrics.jsonl`, every `heldout_every` steps and at the end; every rank calls it, with a
+    whole Llama or with this rank's part of one, which `train.outputs.compute` takes alike.
+    Raises ValueError where nothing can be learned from a batch, where too many batches in a row are bad, or for a layout that
+    does not fit.
     """
     Path(out).mkdir(parents=True, exist_ok=True)
-    return _Run(model, objective, config, Path(out), heldout).train()
+    run = _Run(model, objective, config, Path(out), heldout, start, weights)
+    try:
+        return run.train()
+    finally:
+        if launch.world_size() == 1:  # with others, who may be gone, the process ends anyway
+            run.checkpoints.close()
+
+
+def place(
+    model: Llama, config: TrainConfig, device: str, weights: Callable[[str], torch.Tensor] | None = None
+) -> Replica | Sharded:
+    """The model as the layout has it: a whole copy on every rank, or a part."""
+    layout, dtype = config.layout.on(launch.world_size()), getattr(torch, config.dtype)
+    whole = dict(model.named_parameters())
+    if weights is None:
+        if any(p.is_meta for p in whole.values()):
+            raise ValueError("the model lies on the meta device; give train() its weights, or a model that has them")
+        weights = whole.__getitem__
+    if not layout.plain:
+        with torch.device("meta"):
+            plain = {name for name, p in Llama(model.config).named_parameters()}
+        if {name for name, p in whole.items() if p.requires_grad} != plain:
+            raise ValueError(
+                f"the layout {layout} cuts a plain Llama, but this one has frozen or added parameters (an adapter?); train it "
+                "with whole copies: layout tp=cp=pp=1, shard=1"
+            )
+        return Sharded(model.config, layout, weights, config.optim, dtype, device)
+    if any(p.is_meta for p in whole.values()):
+        model.to_empty(device=device)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(weights(name))
+    model.to(device)
+    apply_locally(model, layout)
+    return Replica(model, config.optim, dtype, layout.micro_batch)
 
 
 class _Run:
-    def __init__(self, model, objective, config, out, heldout):
-        self.model, self.objective, self.config, self.out, self.heldout = model, objective, config, out, heldout
+    def __init__(self, model, objective, config, out, heldout, start, weights):
+        self.given, self.objective, self.config, self.out, self.heldout = model, objective, config, out, heldout
         self.main = launch.rank() == 0
         self.device = pick_device(config.device)
-        self.dtype = getattr(torch, config.dtype)
         launch.keep_memory()
-        model.to(self.device).train()
-        self.optimizer = Optimizer(model, config.optim, self.dtype)
+        model.train()
+        self.replica = place(model, config, self.device, weights)
         self.step, self.tokens, self.seconds, self.row, history = 0, 0, 0.0, {}, []
-        found = load_latest(out / "checkpoints", warn=lambda text: print(text, file=sys.stderr))
-        if found is not None:
-            tensors, facts = found
-            self.optimizer.load(tensors)
+        self.checkpoints = Checkpoints(out / "checkpoints", config.checkpoints_kept)
+        state = self.replica.state()
+        facts = self.checkpoints.load_latest(state)
+        if facts is not None:
             self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
             objective.skips, history, self.row = tuple(facts["skips"]), facts["history"], facts["row"]
+        elif start is not None:
+            moments = Saved(start).facts["moments"]
+            load_checkpoint(start, state if moments else _masters(state))
+        if facts is not None or start is not None:
+            self.replica.restored()
         self.guard = Guard(config.guard, history)
 
     def train(self) -> dict:
@@ -111,7 +156,7 @@ class _Run:
             if self.main
             else None
         )
-        peak = matmul_peak(self.device, self.dtype) * launch.world_size()
+        peak = matmul_peak(self.device, getattr(torch, config.dtype)) * launch.world_size()
         saved = clock = time.monotonic()
         while self.step < steps:
             row = self._one(steps)
@@ -121,15 +166,18 @@ class _Run:
             self.step += 1
             due = config.heldout_every and self.step % config.heldout_every == 0
             if self.heldout and (due or self.step == steps):
-                row |= self.heldout(self.model)
-                self.model.train()
+                row |= self.heldout(self.replica.model)
+                self.replica.model.train()
             self.row = row
             if metrics:
                 metrics.write(row)
                 shown = {name: row[name] for name in ("loss", "tokens_per_second")}
                 progress.report(self.step, steps, "steps", **shown)
-            if self.main and (time.monotonic() - saved > config.checkpoint_seconds or self.step == steps):
-                self._save()
+            if config.snapshot_every and self.step % config.snapshot_every == 0:
+                folder = self.out / "snapshots" / f"step-{self.step:08d}"
+                save_checkpoint(folder, _masters(self.replica.state()), {"step": self.step})
+            if self.step < steps and self._agree(time.monotonic() - saved > config.checkpoint_seconds):
+                self.checkpoints.save(self.step, self.replica.state(), self._facts())
                 saved = time.monotonic()
             clock = time.monotonic()  # measuring and saving are not training
         if metrics:
@@ -140,14 +188,14 @@ class _Run:
     def _one(self, steps: int) -> dict:
         """Computes and applies one step; a bad batch is computed again, then skipped and recorded."""
         for attempt in range(2 * BAD_BATCHES):
-            weight, loss, *rest = self._gradients()
+            weight, loss, *rest = self.replica.gradients(self.objective, self.objective.batch(self.step))
             if weight == 0:
                 raise ValueError(f"step {self.step} holds nothing to predict: every target of its rows has weight 0")
-            loss, grad_norm = loss / weight, self.optimizer.grad_norm()
+            loss, grad_norm = loss / weight, self.replica.grad_norm()
             reason = self.guard.check(loss, grad_norm)
             if reason is None:
                 break
-            self.optimizer.clear()
+            self.replica.clear()
             if attempt % 2:
                 index = data_step(self.step, self.objective.skips)
                 self.objective.skips = (*self.objective.skips, index)
@@ -159,55 +207,49 @@ class _Run:
             )
         self.guard.accept(loss, grad_norm)
         scale = self.config.optim.scale(self.step, steps)
-        self.optimizer.step(scale, grad_norm)
+        self.replica.step(scale, grad_norm)
         positions, pairs, *metrics = rest
         self.tokens += int(positions)
         row = {"step": self.step, "tokens": self.tokens, "loss": loss, "grad_norm": grad_norm}
         row |= {"lr": scale * self.config.optim.lr, "positions": positions, "context": pairs / positions}
         return row | {name: s / weight for name, s in zip(self.objective.metrics, metrics, strict=True)}
 
-    def _gradients(self) -> list[float]:
-        """Leaves this step's gradient over all ranks in the optimizer, divided by the global weight.
-
-        Returns sums over all ranks: weight, loss, positions, pairs of positions that see each other, the objective's metrics.
-        """
-        names = self.objective.metrics
-        sums = torch.zeros(4 + len(names), dtype=torch.float64, device=self.device)
-        items = self.objective.batch(self.step)[launch.rank() :: launch.world_size()]
-        if len(items):
-            for micro in self.objective.rows(items).micro_batches(self.config.layout.micro_batch):
-                packing = Packing.of(micro.doc_ids)
-                micro = micro.to(self.device)
-                loss = self.objective.loss(compute(self.model, micro, packing, self.objective.needs), micro)
-                loss.sum.backward()
-                self.optimizer.accumulate()
-                pairs = sum(n * (n + 1) // 2 for n in packing.lengths)
-                values = [loss.weight, loss.sum, micro.tokens.numel(), pairs, *(loss.metrics[name] for name in names)]
-                sums += torch.stack([torch.as_tensor(v, device=self.device).detach().double() for v in values])
-        return self.optimizer.reduce(sums).tolist()
+    def _agree(self, flag: bool) -> bool:
+        """The first rank's answer: clocks differ, and what follows is collective."""
+        if launch.world_size() == 1:
+            return flag
+        answer = torch.tensor(float(flag), device=self.device)
+        torch.distributed.broadcast(answer, 0)
+        return bool(answer)
 
     def _rates(self, positions: float, context: float, seconds: float, peak: float) -> dict[str, float]:
-        flops = self.model.config.flops_per_token(context) * positions / seconds
+        flops = self.given.config.flops_per_token(context) * positions / seconds
         return {"tokens_per_second": positions / seconds, "tflops": flops / 1e12, "mfu": flops / peak}
 
-    def _save(self) -> None:
-        facts = {
+    def _facts(self) -> dict:
+        return {
             "tokens": self.tokens,
             "seconds": self.seconds,
             "skips": list(self.objective.skips),
             "history": list(self.guard.history),
             "row": self.row,
+            "layout": str(self.config.layout),
         }
-        save_checkpoint(
-            self.out / "checkpoints", self.step, self.optimizer.state(), facts, self.config.checkpoints_kept
-        )
 
     def _finish(self) -> None:
-        """Gives the model its fp32 master weights; frozen ones keep what the compute dtype left of them."""
-        self.model.float()
-        self.optimizer.params = list(trainable(self.model).values())
-        self.optimizer.copy_to_model()
-        self.model.eval()
+        """Writes the final state and gives the first rank's model the final weights."""
+        self.checkpoints.close()
+        state, final = self.replica.state(), self.out / "final"
+        kept = state if self.config.keep_moments else _masters(state)
+        save_checkpoint(final, kept, {**self._facts(), "step": self.step, "moments": self.config.keep_moments})
+        self.replica.finish()
+        if self.main and self.replica.model is not self.given and not any(p.is_meta for p in self.given.parameters()):
+            saved = Saved(final)
+            self.given.float()
+            with torch.no_grad():
+                for name, p in self.given.named_parameters():
+                    p.copy_(saved.tensor(f"master/{name}"))
+        self.given.eval()
 
     def _headline(self) -> dict:
         seconds = max(self.seconds, 1e-9)
@@ -221,3 +263,7 @@ class _Run:
             "train_seconds": round(self.seconds, 1),
             **{name: value for name, value in self.row.items() if name.startswith("heldout")},
         }
+
+
+def _masters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if name.startswith("master/")}

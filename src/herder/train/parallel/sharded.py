@@ -22,7 +22,7 @@ from herder.train.optim import OptimConfig, Optimizer
 from herder.train.outputs import outputs_of
 from herder.train.parallel import cp, fsdp, pp, tp
 from herder.train.parallel.mesh import Layout, Meshes
-from herder.train.parallel.stage import Micro, Stage, partition
+from herder.train.parallel.stage import Micro, Stage, apply_locally, partition
 
 
 class Sharded(nn.Module):
@@ -61,10 +61,7 @@ class Sharded(nn.Module):
             return value.to(torch.promote_types(value.dtype, wide))
 
         for stage in self.stages.values():
-            stage.recompute(lay.recompute)
-            if lay.compile:
-                for block in stage.blocks:
-                    block.compile()
+            apply_locally(stage.model, lay)
             fsdp.apply(
                 stage,
                 self.meshes.fsdp,

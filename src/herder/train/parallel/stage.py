@@ -20,7 +20,7 @@ from herder.model.attention import Attend
 from herder.train.objective import Rows
 from herder.train.outputs import token_log_probs
 from herder.train.parallel import cp, tp
-from herder.train.parallel.mesh import Meshes, Recompute
+from herder.train.parallel.mesh import Layout, Meshes
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,6 @@ class Stage(nn.Module):
                     self._made[id(p)] = (p, nn.Parameter(whole.clone()))
                 setattr(module, attribute, self._made[id(p)][1])
 
-    def recompute(self, what: Recompute) -> None:
-        """Has the backward pass compute parts of each block again instead of keeping them."""
-        if what == "none":
-            return
-        more = {} if what == "full" else {"context_fn": functools.partial(_keep_products, what == "alternate")}
-        for block in self.blocks:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **more)
-
     def forward(self, x: torch.Tensor | None, micro: Micro) -> torch.Tensor:
         h = self.model.model(micro.tokens if self.first else x, micro.attend, micro.cos, micro.sin)
         if not self.last:
@@ -124,6 +116,19 @@ class Stage(nn.Module):
         found = token_log_probs(h_nd, tp.local(self.model.lm_head.weight), targets, self.tp)
         dense = found.new_zeros(micro.targets.numel()).index_copy(0, micro.select, found).view_as(micro.targets)
         return dense.clone() if self.cp is None else cp.GatherRow.apply(dense, self.cp)  # FSDP's hooks want no view
+
+
+def apply_locally(model: Llama, layout: Layout) -> None:
+    """What a layout asks of each block by itself: recomputation in the backward pass, compilation."""
+    for block in model.model.layers:
+        if block is None:
+            continue
+        if layout.recompute != "none":
+            keep = {"context_fn": functools.partial(_keep_products, layout.recompute == "alternate")}
+            more = {} if layout.recompute == "full" else keep
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **more)
+        if layout.compile:
+            block.compile()
 
 
 def _keep_products(alternate: bool):

@@ -1,0 +1,236 @@
+"""One model, one batch, every layout: the worker of the parity and resume matrices, on gloo here and on NCCL under torchrun.
+
+Processes are started once; each case makes a process group of as many of them as it needs. Run it by itself with
+`torchrun --nproc-per-node N tests/train/matrix.py` where there are GPUs: then every layout of N ranks is compared over NCCL.
+"""
+
+import datetime
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from herder.model import Llama, LlamaConfig, initial_weight
+from herder.train import Layout, Loss, OptimConfig, Rows, TrainConfig, train
+from herder.train.objective import mean_log_loss
+from herder.train.parallel import Sharded
+from herder.train.replica import Replica
+
+SHAPE = LlamaConfig(64, 32, 6, 4, 2, 48, max_seq_len=64)
+OPTIM = OptimConfig(lr=1e-3, warmup_steps=2, clip=0.5)
+ROWS, LENGTH = 7, 32
+
+
+class Text:
+    """Next tokens of packed documents of random lengths; the share of positions that count grows from row to row, so ranks hold
+    unequal numbers of valid tokens."""
+
+    needs = frozenset({"token_log_probs"})
+    metrics = ()
+    skips = ()
+    die_at = -1
+
+    def __init__(self, steps=5):
+        self.steps, self.seen = steps, []
+
+    def batch(self, step):
+        if step == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [(step, i) for i in range(ROWS)]
+
+    def rows(self, items):
+        made = [self._row(step, i) for step, i in items]
+        return Rows(*(torch.stack(column) for column in zip(*made, strict=True)))
+
+    def _row(self, step, i):
+        g = torch.Generator().manual_seed(1000 * step + i)
+        tokens = torch.randint(0, SHAPE.vocab_size, (LENGTH + 1,), generator=g)
+        ends = torch.rand(LENGTH + 1, generator=g) < 0.15
+        documents = ends.cumsum(0)
+        weights = (documents[1:] == documents[:-1]) & (torch.rand(LENGTH, generator=g) < (i + 1) / ROWS)
+        return tokens[:-1], tokens[1:], weights.float(), documents[:-1]
+
+    def loss(self, outputs, rows):
+        self.seen += [tuple(row[:12].tolist()) for row in rows.tokens]
+        return mean_log_loss(outputs, rows)
+
+
+class Pairs(Text):
+    """Two segments in each row, the first to become likelier than the second, with a share of plain likelihood and a column
+    computed before: what a preference objective needs, so that every layout is proven for it."""
+
+    needs = frozenset({"token_log_probs", "segment_sums"})
+    metrics = ("margin", "first")
+
+    def rows(self, items):
+        plain = super().rows(items)
+        half = torch.arange(LENGTH) >= LENGTH // 2
+        segments = torch.where(plain.weights > 0, half.long().expand_as(plain.tokens), -1)
+        before = torch.tensor([[0.01 * i, -0.02 * step] for step, i in items])
+        return Rows(plain.tokens, plain.targets, plain.weights, plain.doc_ids, segments, {"before": before})
+
+    def loss(self, outputs, rows):
+        sums = outputs.segment_sums - rows.columns["before"].to(outputs.segment_sums)
+        margin = 0.1 * (sums[:, 0] - sums[:, 1])
+        likely = mean_log_loss(outputs, rows)
+        weight = torch.tensor(float(len(rows)), device=margin.device)
+        metrics = {"margin": margin.sum(), "first": (margin > 0).sum()}
+        return Loss(0.2 * likely.sum / 20 - F.logsigmoid(margin).sum(), weight, metrics)
+
+
+def shapes():
+    with torch.device("meta"):
+        return {name: p.shape for name, p in Llama(SHAPE).named_parameters()}
+
+
+def weights(dtype):
+    known = shapes()
+    return lambda name: initial_weight(name, known[name], SHAPE, 0).to(dtype)
+
+
+def reference():
+    """One process: sums and gradients of the first step in float64, losses and norms of five steps in fp32."""
+    found = {}
+    for kind in (Text, Pairs):
+        replica = Replica(Llama(SHAPE).init_weights(0).double(), OPTIM, torch.float64, micro_batch=3)
+        sums = replica.gradients(kind(), kind().batch(0))
+        grads = {name: m.grad.clone() for name, m in replica.masters.items()}
+        replica = Replica(Llama(SHAPE).init_weights(0), OPTIM, torch.float32, micro_batch=3)
+        found[kind.__name__] = {"sums": sums, "grads": grads, "losses": steps(replica, kind())}
+    return found
+
+
+def steps(replica, objective):
+    losses = []
+    for step in range(objective.steps):
+        sums = replica.gradients(objective, objective.batch(step))
+        norm = replica.grad_norm()
+        replica.step(OPTIM.scale(step, objective.steps), norm)
+        losses.append((sums[1] / sums[0], norm))
+    return losses
+
+
+def compare(layout, expected, device="cpu"):
+    """Worst norm-relative error of a gradient in float64 (with its name), of the sums, and of losses in fp32."""
+    worst = {}
+    for kind in (Text, Pairs):
+        want = expected[kind.__name__]
+        sharded = Sharded(SHAPE, layout, weights(torch.float64), OPTIM, torch.float64, device)
+        sums = sharded.gradients(kind(), kind().batch(0))
+        errors = []
+        for name, p in sharded.masters.items():
+            g, right = p.grad.full_tensor().cpu(), want["grads"][name]
+            errors.append((float((g - right).norm() / right.norm()), name))
+        sharded = Sharded(SHAPE, layout, weights(torch.float32), OPTIM, torch.float32, device)
+        losses = steps(sharded, kind())
+        worst[kind.__name__] = {
+            "gradient": max(errors),
+            "sums": max(abs(a - b) / max(1, abs(b)) for a, b in zip(sums, want["sums"], strict=True)),
+            "loss": max(abs(a - b) for (a, _), (b, _) in zip(losses, want["losses"], strict=True)),
+            "norm": max(abs(a - b) / b for (_, a), (_, b) in zip(losses, want["losses"], strict=True)),
+        }
+    return worst
+
+
+def continued(layout, out, checkpoint=None, total=6, save_at=3, die_at=-1):
+    """Trains six steps under a layout, its checkpoint of step 3 kept in `out/kept`; or the last three from another's.
+
+    Returns losses by step and the rows that this rank computed.
+    """
+    from herder.train.checkpoint import checkpoints
+    from herder.train.meter import read_metrics
+
+    objective = Text(total)
+    objective.die_at = die_at
+    if checkpoint is not None and dist.get_rank() == 0:
+        (out / "checkpoints").mkdir(parents=True)
+        shutil.copytree(checkpoint, out / "checkpoints" / checkpoint.name)
+    dist.barrier()
+    config = TrainConfig(OPTIM, dtype="float32", layout=layout, device="cpu", checkpoint_seconds=0, checkpoints_kept=9)
+    with torch.device("meta"):
+        model = Llama(SHAPE)
+    train(model, objective, config, out, weights=weights(torch.float32))
+    dist.barrier()
+    losses = {row["step"]: row["loss"] for row in read_metrics(out / "metrics.jsonl")}
+    kept = [p for p in checkpoints(out / "checkpoints") if p.name == f"step-{save_at:08d}"]
+    return {"losses": losses, "seen": objective.seen, "kept": kept[0] if kept else None}
+
+
+class Fleet:
+    """`size` processes that run functions together; `run(n, function, *args)` gives what the first n of them return."""
+
+    def __init__(self, size, folder):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["train.matrix"])
+        self.folder, self.count = Path(folder), 0
+        self.pipes, self.processes = [], []
+        for rank in range(size):
+            here, there = context.Pipe()
+            process = context.Process(target=_worker, args=(rank, there), daemon=True)
+            process.start()
+            there.close()
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def run(self, n, function, *args):
+        self.count += 1
+        store = str(self.folder / f"store-{self.count}")
+        for pipe in self.pipes[:n]:
+            pipe.send((n, store, function, args))
+        found = [pipe.recv() for pipe in self.pipes[:n]]
+        if errors := [text for ok, text in found if not ok]:
+            raise AssertionError(errors[0])
+        return [value for _, value in found]
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def _worker(rank, pipe):
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # full_tensor() of two cuts says it is slow
+    while True:
+        n, store, function, args = pipe.recv()
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n))
+        dist.init_process_group(
+            "gloo", store=dist.FileStore(store, n), rank=rank, world_size=n, timeout=datetime.timedelta(minutes=5)
+        )
+        try:
+            pipe.send((True, function(*args)))
+        except BaseException:
+            pipe.send((False, f"rank {rank} of {n}: {traceback.format_exc()}"))
+        dist.destroy_process_group()
+
+
+def layouts(world):
+    """Every combination of TP, CP, PP, DP in {1, 2} of this many ranks, pipelines under both schedules."""
+    for tp, cp, pp, dp in ((1 + (i & 1), 1 + (i >> 1 & 1), 1 + (i >> 2 & 1), 1 + (i >> 3 & 1)) for i in range(16)):
+        if tp * cp * pp * dp == world:
+            yield Layout(tp, cp, pp, dp, micro_batch=2)
+            if pp > 1:
+                yield Layout(tp, cp, pp, dp, micro_batch=1, chunks=2, contiguous=3)
+
+
+if __name__ == "__main__":
+    dist.init_process_group("nccl")
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    expected, bad = reference(), 0
+    for layout in layouts(dist.get_world_size()):
+        found = compare(layout, expected, "cuda")
+        errors = [error for name in found for error in (found[name]["gradient"][0], found[name]["loss"] * 1e-4)]
+        bad += max(errors) > 1e-9
+        if dist.get_rank() == 0:
+            print(layout, found)
+    dist.destroy_process_group()
+    sys.exit(bool(bad))
