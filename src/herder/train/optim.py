@@ -19,8 +19,7 @@ class OptimConfig:
     """AdamW on everything, or Muon (torch.optim.Muon) on the matrices of the blocks with AdamW on embedding, head and norms.
 
     The paper publishes neither betas, epsilon nor clipping; these are Llama 2's. Weight decay is 0.1 x learning rate per step
-    (paper 3.2.1) and spares the norms. The schedule is linear warm-up, then cosine (or a line)
-    to `lr_final` of the peak.
+    (paper 3.2.1) and spares the norms. The schedule is linear warm-up, then cosine (or a line) to `lr_final` of the peak.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -33,6 +32,8 @@ class OptimConfig:
     """Share of the peak at the last step."""
     decay: Literal["cosine", "linear"] = "cosine"
     """From the end of warm-up to the last step; linear to 0 is the paper's annealing (3.4.3)."""
+    decay_steps: int = 0
+    """Steps that warm-up and decay are laid out for; 0 is as many as the run has."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -44,7 +45,7 @@ class OptimConfig:
         """Learning rate of step 0, 1, ... as a share of the peak."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        done = (step - self.warmup_steps) / max(1, (self.decay_steps or steps) - self.warmup_steps)
         left = 1 - min(1.0, done)
         share = left if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
         return self.lr_final + (1 - self.lr_final) * share
