@@ -28,7 +28,7 @@ def test_the_mix_changes_between_changes_of_the_batch():
 
 
 def test_rounded_thresholds_do_not_add_up():
-    stages = ramp(10_000, {since: (1, 97) for since in range(0, 10_000, 250)}, {0: {"a": 1.0}})
+    stages = ramp(10_000, dict.fromkeys(range(0, 10000, 250), (1, 97)), {0: {"a": 1.0}})
     used = 0
     for number, stage in enumerate(stages, 1):
         used += stage.steps * stage.tokens_per_step

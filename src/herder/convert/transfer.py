@@ -42,17 +42,22 @@ def save(model: Llama, tokenizer: Tokenizer, out: str | Path, format: str = "hf"
     Raises ValueError for an unknown format, sizes that do not fit, or a folder that holds something else.
     """
     check_tokenizer(tokenizer, model.config)
+    return export(InMemory(model, tokenizer), out, format, dtype)
+
+
+def export(checkpoint: Checkpoint, out: str | Path, format: str = "hf", dtype: str | None = None) -> Path:
+    """`save` for weights that are not in memory (a checkpoint of training, an average): one tensor after the other."""
     out = Path(out)
-    _writer(format)(InMemory(model, tokenizer), out, dtype)
+    _writer(format)(checkpoint, out, dtype)
     return out
 
 
-def load(source: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Llama, Tokenizer]:
-    """Reads a model, tensor by tensor, from a folder or file, a run, or a name that `resolve` knows.
+def load(source: str | Path | Checkpoint, dtype: torch.dtype = torch.float32) -> tuple[Llama, Tokenizer]:
+    """Reads a model, tensor by tensor, from a folder or file, a run, a name that `resolve` knows, or an open checkpoint.
 
     Raises ValueError, naming file and tensor, for what is missing, damaged or of another shape.
     """
-    checkpoint = _opened(resolve(source))
+    checkpoint = _opened(resolve(source)) if isinstance(source, str | Path) else source
     tokenizer = checkpoint.tokenizer()
     with weightless():
         model = Llama(checkpoint.config)

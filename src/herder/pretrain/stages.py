@@ -27,7 +27,9 @@ def ramp(tokens: float, batches: Mapping[float, tuple[int, int]], mixes: Mapping
         if 0 not in table:
             raise ValueError(f"{name} begins at {min(table, default=None)} tokens; give what holds from 0 on")
         if wrong := [since for since in table if not 0 <= since < tokens]:
-            raise ValueError(f"{name} changes at {wrong[0]:,} tokens, but the run has {tokens:,}; leave it out or train longer")
+            raise ValueError(
+                f"{name} changes at {wrong[0]:,} tokens, but the run has {tokens:,}; leave it out or train longer"
+            )
     cuts = sorted({*batches, *mixes})
     stages, used = [], 0
     for since, until in zip(cuts, [*cuts[1:], tokens], strict=True):
@@ -47,14 +49,6 @@ def _at(table: Mapping[float, object], tokens: float):
     """The entry in force at this many tokens."""
     starts = sorted(table)
     return table[starts[bisect.bisect_right(starts, tokens) - 1]]
-
-
-def total_steps(stages: tuple[Stage, ...]) -> int:
-    return sum(stage.steps for stage in stages)
-
-
-def total_tokens(stages: tuple[Stage, ...]) -> int:
-    return sum(stage.steps * stage.tokens_per_step for stage in stages)
 
 
 def present(stages: tuple[Stage, ...], sources: Mapping[str, object]) -> tuple[Stage, ...]:
