@@ -97,7 +97,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def tick_label(tick: float) -> str:
     if tick and (abs(tick) < 1e-3 or abs(tick) >= 1e15):
-        return f"{tick:.0e}".replace("e-0", "e-")
+        return f"{tick:.0e}".replace("e-0", "e-").replace("e+", "e")
     return short(tick) if abs(tick) >= 1e4 else f"{tick:,.6g}"
 
 
@@ -138,16 +138,79 @@ def line_chart(curves: Sequence[Points], span: tuple[float, float], axis: str, l
         y = min(max(y, low), high)
         return (
             LEFT + (x - left) / ((right - left) or 1) * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM),
+            _height(y, low, high),
         )
 
+    body = _frame(label, axis, low, high, [(at(tick, low)[0], tick) for tick in ticks(left, right, 4)])
+    for number, points in enumerate(curves):
+        if len(points) >= 60:
+            if len(curves) == 1:
+                body.append(curve([at(*p) for p in points], "raw"))
+            points = smooth(points, len(points) // 30)
+        body.append(curve([at(*p) for p in points], f"line s{number % 6}"))
+    return _svg(body)
+
+
+def log_chart(
+    series: Sequence[tuple[Points, str]], axis: str, label: str, spans: Sequence[tuple[float, float, float, str]] = ()
+) -> Markup:
+    """Points over a logarithmic x. A series with "line" in its CSS class is joined, another is dots; `spans` are (x, low, high,
+    class): intervals, of which one that leaves the chart is cut. Points that are not positive in x are left out."""
+    series = [([(x, y) for x, y in points if x > 0 and math.isfinite(y)], css) for points, css in series]
+    every = [p for points, _ in series for p in points]
+    if not every:
+        return Markup("")
+    low, high = visible([*every, *((x, e) for x, a, b, _ in spans for e in (a, b) if math.isfinite(e))])
+    ends = [math.log(x) for x, _ in every]
+    left, width = min(ends), (max(ends) - min(ends)) or 1.0
+    left, width = left - 0.04 * width, 1.08 * width
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        share = (math.log(x) - left) / width
+        return LEFT + share * (WIDTH - LEFT - RIGHT), _height(min(max(y, low), high), low, high)
+
+    body = _frame(
+        label, axis, low, high, [(at(x, low)[0], x) for x in log_ticks(math.exp(left), math.exp(left + width))]
+    )
+    for points, css in series:
+        if "line" in css:
+            body.append(
+                Markup('<path class="{}" d="M{}"/>').format(
+                    css, "L".join(f"{x:.1f} {y:.1f}" for x, y in (at(*p) for p in points))
+                )
+            )
+        else:
+            body += [
+                Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(css, *at(*p)) for p in points
+            ]
+    for x, bottom, top, css in spans:
+        (across, y), (_, end) = at(x, bottom), at(x, top)
+        body.append(Markup(f'<path class="line {css}" d="M{across:.1f} {y:.1f}V{end:.1f}"/>'))
+    return _svg(body)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from `low` to `high`, with their multiples by 2 and 5 where there are few, thinned where there are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        found = [f * 10.0**p for p in powers for f in factors if low * 0.999 <= f * 10.0**p <= high * 1.001]
+        if len(found) <= 6:
+            return found or [low]
+    return found[:: math.ceil(len(found) / 6)]
+
+
+def _height(y: float, low: float, high: float) -> float:
+    return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+
+def _frame(label: str, axis: str, low: float, high: float, across: Sequence[tuple[float, float]]) -> list[Markup]:
+    """Title, grid and axes; `across` are (pixel, value) of the ticks of x."""
     body = [Markup("<title>{}</title>").format(label)]
     for tick in ticks(low, high):
-        y = at(left, tick)[1]
+        y = _height(tick, low, high)
         body.append(Markup(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'))
         body.append(Markup(f'<text x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{tick_label(tick)}</text>'))
-    for tick in ticks(left, right, 4):
-        x = at(tick, low)[0]
+    for x, tick in across:
         body.append(
             Markup(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick_label(tick)}</text>')
         )
@@ -155,12 +218,10 @@ def line_chart(curves: Sequence[Points], span: tuple[float, float], axis: str, l
     body.append(
         Markup('<text class="unit" x="{}" y="{}" text-anchor="end">{}</text>').format(WIDTH - RIGHT, HEIGHT - 3, axis)
     )
-    for number, points in enumerate(curves):
-        if len(points) >= 60:
-            if len(curves) == 1:
-                body.append(curve([at(*p) for p in points], "raw"))
-            points = smooth(points, len(points) // 30)
-        body.append(curve([at(*p) for p in points], f"line s{number % 6}"))
+    return body
+
+
+def _svg(body: Sequence[Markup]) -> Markup:
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img">{}</svg>').format(
         WIDTH, HEIGHT, Markup("").join(body)
     )

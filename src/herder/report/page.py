@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from herder.records import Ledger, Measure
-from herder.report import charts, graph
+from herder.report import charts, graph, laws
 from herder.report.read import Part, Run, cut, flatten, read_run
 
 PAGE_LIMIT = 3_000_000
@@ -50,8 +50,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """Writes one self-contained HTML page for the run in folder `run` (default: RUN/report.html); returns its path.
 
     Reads run.json, the step.json and metrics.jsonl of its steps, and the small files beside them (ledger, samples, audit,
-    answers, mixture, comparison .json). Missing or damaged files are named on the page. Raises ValueError where `run` holds
-    no run.json.
+    answers, mixture, comparison, scaling .json). Missing or damaged files are named on the page. Raises ValueError where
+    `run` holds no run.json.
     """
     out = Path(out) if out else Path(run) / "report.html"
     found = read_run(Path(run))
@@ -164,6 +164,7 @@ def render(run: Run, limits: Limits) -> bytes:
         ],
         audits=[shown(p, lambda d: list(d.items())[: limits.rows]) for p in parts(run, "audit.json")],
         mixtures=[shown(p, mixture) for p in parts(run, "mixture.json")],
+        scaling=[shown(p, laws.scaling_card) for p in parts(run, "scaling.json")],
         training=training(run, limits),
         comparisons=[shown(p, comparison) for p in parts(run, "comparison.json")],
         measures=measures(run, limits),

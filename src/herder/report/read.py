@@ -249,6 +249,36 @@ def parse_comparison(raw: dict | list) -> list[dict]:
     ]
 
 
+def parse_scaling(raw: dict) -> dict:
+    """`curves` of an IsoFLOP sweep as (flops, points, minimum as (tokens, loss, curvature) or None, why there is none); `target`
+    and `law`, measures by name; `past`, rows of (times optimal, loss, optimal loss) of `size`; `refused`, sentences."""
+    curves = []
+    for row in raw.get("curves") or []:
+        points = sorted((positive(p["tokens"]), positive(p["loss"])) for p in row["points"])
+        least = tuple(finite(row.get(name)) for name in ("tokens", "loss", "curvature"))
+        least = None if None in least else (positive(least[0]), *least[1:])
+        curves.append((positive(row["flops"]), points, least, str(row.get("refused") or "")))
+    told, target = raw.get("overtraining") or {}, raw.get("target") or {}
+    past = [
+        (positive(r["times_optimal"]), measure(r["loss"]), measure(r["optimal_loss"])) for r in told.get("rows") or []
+    ]
+    return {
+        "curves": curves,
+        "target": {name: measure(value) for name, value in target.items() if name != "refused"},
+        "law": {name: measure(raw[name]) for name in ("alpha", "A") if name in raw},
+        "past": past,
+        "size": finite(told.get("params"), 0.0),
+        "refused": [str(part["refused"]) for part in (raw, target, told) if part.get("refused")],
+    }
+
+
+def positive(value: Any) -> float:
+    """A number that has a logarithm. Raises ValueError for any other."""
+    if not (number := finite(value, 0.0)) > 0:
+        raise ValueError(f"{str(value)[:40]} is not a positive number")
+    return number
+
+
 def parse_metrics(raw: tuple[list[dict], int]) -> dict:
     """`curves` by name as (x, y) points, `axis` the unit of x (tokens, or steps where no tokens are given), `span` its range,
     `broken` how many lines are no JSON objects."""
@@ -271,5 +301,6 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "answers.json": parse_answers,
     "mixture.json": parse_mixture,
     "comparison.json": parse_comparison,
+    "scaling.json": parse_scaling,
     "metrics.jsonl": parse_metrics,
 }
