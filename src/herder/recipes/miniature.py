@@ -44,18 +44,18 @@ def _small(dim: int, n_layers: int, n_heads: int, n_kv_heads: int, ffn_dim: int)
 
 _SWEEP = SweepConfig(
     shapes={
+        "dim16": _small(16, 2, 2, 1, 48),
+        "dim24": _small(24, 2, 2, 1, 64),
         "dim32": _small(32, 2, 2, 1, 96),
         "dim48": _small(48, 2, 2, 1, 128),
         "dim64": _small(64, 3, 2, 1, 176),
-        "dim80": _small(80, 3, 2, 1, 216),
         "dim96": _small(96, 4, 2, 1, 256),
-        "dim128": _small(128, 4, 4, 2, 352),
     },
     budgets=(
-        Budget(1 / 128, 2, ("dim32", "dim48", "dim64", "dim80")),
-        Budget(1 / 64, 2, ("dim32", "dim48", "dim64", "dim96")),
-        Budget(1 / 32, 4, ("dim48", "dim64", "dim80", "dim128")),
-        Budget(1 / 16, 4, ("dim48", "dim64", "dim96", "dim128")),
+        Budget(1 / 312, 2, ("dim16", "dim24", "dim32", "dim64")),
+        Budget(1 / 125, 2, ("dim16", "dim24", "dim32", "dim64")),
+        Budget(1 / 50, 4, ("dim16", "dim24", "dim48", "dim96")),
+        Budget(1 / 20, 4, ("dim24", "dim32", "dim48", "dim96")),
     ),
     train=TrainConfig(
         optim=OptimConfig(kind="muon", lr=2e-2, lr_muon=2e-2, lr_final=0.02, weight_decay=0.05),
