@@ -8,7 +8,7 @@ from herder.pretrain.best import BestConfig, select_best
 from herder.pretrain.context import ContextConfig, Gate, extend_context
 from herder.pretrain.needle import NeedleConfig, NeedleScore, needle_test
 from herder.pretrain.probe import ProbeConfig, probe
-from herder.pretrain.stages import ramp
+from herder.pretrain.stages import present, ramp
 from herder.pretrain.tokens import TokenizeConfig, TokenizerConfig, tokenize, train_tokenizer
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "average",
     "extend_context",
     "needle_test",
+    "present",
     "pretrain",
     "probe",
     "ramp",
