@@ -8,14 +8,16 @@ or micro-batch do not bend the mean. `parallel.sharded.Sharded` answers to the s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from herder import launch
+from herder import launch, supervise
 from herder.model import Llama
 from herder.model.attention import Packing
+from herder.train.faults import fingerprint
 from herder.train.objective import Objective, Rows
 from herder.train.optim import OptimConfig, Optimizer
 from herder.train.outputs import compute
@@ -39,6 +41,7 @@ class Replica:
         for master, piece in zip(self.masters.values(), self.flat.split(sizes), strict=True):
             master.grad = piece.view_as(master)
         self.optimizer = Optimizer(self.masters, config)
+        self.waiting = lambda what: contextlib.nullcontext()
 
     def gradients(self, objective: Objective, items: Sequence) -> list[float]:
         """Leaves the gradient of a step's `items` over all ranks in `flat`, divided by the global weight.
@@ -48,7 +51,9 @@ class Replica:
         sums = torch.zeros(4 + len(objective.metrics), dtype=torch.float64, device=self.flat.device)
         mine = items[launch.rank() :: launch.world_size()]
         if len(mine):
-            for micro in objective.rows(mine).micro_batches(self.micro_batch):
+            with self.waiting("data"):
+                rows = objective.rows(mine)
+            for micro in rows.micro_batches(self.micro_batch):
                 sums += self._micro_batch(objective, micro)
         return self.reduce(sums).tolist()
 
@@ -70,8 +75,9 @@ class Replica:
     def reduce(self, sums: torch.Tensor) -> torch.Tensor:
         """Adds gradients and `sums` over ranks; sums[0] is the weight, by which the gradients are divided. Returns sums."""
         if launch.world_size() > 1:
-            torch.distributed.all_reduce(self.flat)
-            torch.distributed.all_reduce(sums)
+            with self.waiting("communication"):
+                torch.distributed.all_reduce(self.flat)
+                torch.distributed.all_reduce(sums)
         self.flat.div_(sums[0])
         return sums
 

@@ -6,6 +6,7 @@ values filled in block by block. A step runs as a pipeline's program, of one sta
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +16,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from herder import supervise
 from herder.model import LlamaConfig
 from herder.model.attention import Packing, packed
+from herder.train.faults import fingerprint
 from herder.train.objective import Objective, Output, Outputs, Rows
 from herder.train.optim import OptimConfig, Optimizer
 from herder.train.outputs import outputs_of
@@ -40,10 +43,15 @@ class Sharded(nn.Module):
         optim: OptimConfig,
         dtype: torch.dtype,
         device: str = "cpu",
+        fp8: bool = False,
     ):
         super().__init__()
         self.config, self.layout, self.clip, self.dtype = config, layout.on(dist.get_world_size()), optim.clip, dtype
         check(config, self.layout, optim)
+        if fp8 and self.layout.tp > 1:
+            raise ValueError(
+                "float8 is for layouts with tp=1: the layers that tensor parallelism cuts are not converted"
+            )
         self.device = torch.device(device)
         lay = self.layout
         self.meshes = Meshes(lay, self.device.type)
@@ -61,7 +69,7 @@ class Sharded(nn.Module):
             return value.to(torch.promote_types(value.dtype, wide))
 
         for stage in self.stages.values():
-            apply_locally(stage.model, lay)
+            apply_locally(stage.model, lay, fp8, self.device)
             fsdp.apply(
                 stage,
                 self.meshes.fsdp,
@@ -72,7 +80,12 @@ class Sharded(nn.Module):
         self.masters = {name: p for stage in self.stages.values() for name, p in stage.named().items()}
         self.optimizer = Optimizer(self.masters, optim)
         self.pipeline = pp.Pipeline(lay.pp, self.pp, dtype, self.device)
-        self.model = self
+        self.waiting = lambda what: contextlib.nullcontext()
+
+    @property
+    def model(self) -> nn.Module:
+        """What held-out measures are given: itself, whose `outputs` every rank must call."""
+        return self
 
     def gradients(self, objective: Objective, items: Sequence) -> list[float]:
         """Leaves the gradient of a step's `items` over all ranks in the parameters, divided by the global weight.
@@ -81,7 +94,8 @@ class Sharded(nn.Module):
         objective's metrics.
         """
         mine = items[self.dp_rank :: self.layout.dp]
-        rows = objective.rows(mine if len(mine) else items[:1])
+        with self.waiting("data"):
+            rows = objective.rows(mine if len(mine) else items[:1])
         micros = [self._micro(part) for part in rows.micro_batches(self.layout.micro_batch)] if len(mine) else []
         count = torch.tensor(len(micros), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX, group=self.over)
@@ -106,6 +120,9 @@ class Sharded(nn.Module):
             fsdp.last_backward(self.stages[str(stage)], backwards[stage] == len(micros))
 
         self._run(micros, loss, before_backward)
+        if self.own is not None:
+            self.own = fingerprint([sums])
+        supervise.begin().enter("reduce")
         dist.all_reduce(sums, group=self.over)
         dist.broadcast(sums, 0)  # decisions follow these numbers: they must be the same to the last bit
         torch._foreach_div_(self._local_grads(), float(sums[0]))

@@ -20,6 +20,7 @@ from herder.model.attention import Attend
 from herder.train.objective import Rows
 from herder.train.outputs import token_log_probs
 from herder.train.parallel import cp, tp
+from herder.train.parallel.float8 import float8
 from herder.train.parallel.mesh import Layout, Meshes
 
 
@@ -42,7 +43,8 @@ class Micro:
 
 def partition(n_layers: int, stages: int) -> list[list[int]]:
     """Slots of each stage: -1 is the embedding, n_layers the head. Both count as a layer (paper 3.3.2: one layer fewer on the
-    first and on the last stage); what does not divide goes to the stages in the middle."""
+    first and on the last stage). What does not divide goes to the middle; the first stage, which keeps most micro-batches,
+    gets it last."""
     slots = n_layers + 2
     if slots < stages:
         raise ValueError(
@@ -50,7 +52,7 @@ def partition(n_layers: int, stages: int) -> list[list[int]]:
             f"are {slots}; choose fewer stages"
         )
     sizes, extra = [slots // stages] * stages, slots % stages
-    for i in sorted(range(stages), key=lambda i: abs(i - (stages - 1) / 2))[:extra]:
+    for i in sorted(range(stages), key=lambda i: (abs(i - (stages - 1) / 2), -i))[:extra]:
         sizes[i] += 1
     bounds = [-1]
     for size in sizes:
@@ -118,8 +120,10 @@ class Stage(nn.Module):
         return dense.clone() if self.cp is None else cp.GatherRow.apply(dense, self.cp)  # FSDP's hooks want no view
 
 
-def apply_locally(model: Llama, layout: Layout) -> None:
-    """What a layout asks of each block by itself: recomputation in the backward pass, compilation."""
+def apply_locally(model: Llama, layout: Layout, fp8: bool = False, device: str | torch.device = "cpu") -> None:
+    """What is asked of each block by itself, in this order: FP8 products, recomputation in the backward pass, compilation."""
+    if fp8:
+        float8(model, device)
     for block in model.model.layers:
         if block is None:
             continue
