@@ -8,7 +8,6 @@ import datetime
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import traceback
@@ -140,28 +139,16 @@ def compare(layout, expected, device="cpu"):
     return worst
 
 
-def continued(layout, out, checkpoint=None, total=6, save_at=3, die_at=-1):
-    """Trains six steps under a layout, its checkpoint of step 3 kept in `out/kept`; or the last three from another's.
-
-    Returns losses by step and the rows that this rank computed.
-    """
-    from herder.train.checkpoint import checkpoints
-    from herder.train.meter import read_metrics
-
-    objective = Text(total)
+def trained(layout, out, steps=6, die_at=-1):
+    """Trains under a layout, going on from what lies in `out/checkpoints`; every step leaves a checkpoint. A model that no
+    process ever holds whole. Returns the rows that this rank's losses were of."""
+    objective = Text(steps)
     objective.die_at = die_at
-    if checkpoint is not None and dist.get_rank() == 0:
-        (out / "checkpoints").mkdir(parents=True)
-        shutil.copytree(checkpoint, out / "checkpoints" / checkpoint.name)
-    dist.barrier()
     config = TrainConfig(OPTIM, dtype="float32", layout=layout, device="cpu", checkpoint_seconds=0, checkpoints_kept=9)
     with torch.device("meta"):
         model = Llama(SHAPE)
     train(model, objective, config, out, weights=weights(torch.float32))
-    dist.barrier()
-    losses = {row["step"]: row["loss"] for row in read_metrics(out / "metrics.jsonl")}
-    kept = [p for p in checkpoints(out / "checkpoints") if p.name == f"step-{save_at:08d}"]
-    return {"losses": losses, "seen": objective.seen, "kept": kept[0] if kept else None}
+    return objective.seen
 
 
 class Fleet:
@@ -189,6 +176,19 @@ class Fleet:
         if errors := [text for ok, text in found if not ok]:
             raise AssertionError(errors[0])
         return [value for _, value in found]
+
+    def doomed(self, n, function, *args):
+        """As `run`, of new processes that are to die on the way; returns their exit codes."""
+        mortal = Fleet(n, self.folder / f"mortal-{self.count}")
+        mortal.folder.mkdir()
+        for pipe in mortal.pipes:
+            pipe.send((n, str(mortal.folder / "store"), function, args))
+        self.count += 1
+        for process in mortal.processes:
+            process.join(120)
+        codes = [process.exitcode for process in mortal.processes]
+        mortal.close()
+        return codes
 
     def close(self):
         for process in self.processes:
