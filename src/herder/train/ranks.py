@@ -9,12 +9,15 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 
 _CONTROL_TIMEOUT = datetime.timedelta(days=7)
 """Of groups of their own: a slow disk is no fault, and who waits there watches for progress otherwise."""
+_FREE: WeakKeyDictionary[dist.ProcessGroup, list[dist.ProcessGroup]] = WeakKeyDictionary()
+"""Groups of their own that nobody uses now. They are kept: torch gives a new one the name of one destroyed, and cannot join it."""
 
 
 class Ranks:
@@ -25,10 +28,21 @@ class Ranks:
         self.group = group
         self.rank, self.size = (dist.get_rank(group), dist.get_world_size(group)) if self.on else (0, 1)
 
-    def another(self) -> dist.ProcessGroup:
-        """A gloo group of the same ranks, for another thread: its messages never mix with those of this one."""
-        members = dist.get_process_group_ranks(self.group or dist.group.WORLD)
-        return dist.new_group(members, timeout=_CONTROL_TIMEOUT, backend="gloo", use_local_synchronization=True)
+    def another(self) -> Ranks:
+        """The same ranks with a gloo group of their own, for another thread: its messages never mix with those of this one."""
+        if self.size == 1:
+            return self
+        parent = self.group or dist.group.WORLD
+        free = _FREE.setdefault(parent, [])
+        if not free:
+            members = dist.get_process_group_ranks(parent)
+            free.append(dist.new_group(members, _CONTROL_TIMEOUT, "gloo", use_local_synchronization=True))
+        return Ranks(free.pop())
+
+    def give_back(self, other: Ranks) -> None:
+        """Takes back what `another` gave, for the next who asks; a group that hangs is not given back."""
+        if other is not self:
+            _FREE[self.group or dist.group.WORLD].append(other.group)
 
     def add(self, *numbers: float) -> list[float]:
         if self.size == 1:

@@ -58,9 +58,8 @@ class Checkpoints:
             raise ValueError(f"checkpoints kept is {keep}; at least 1 must be")
         self.folder, self.keep, self.stalled_after, self.warn = Path(folder), keep, stalled_after, warn
         self.ranks = Ranks(group)
-        self.asynchronous, self.behind = asynchronous, self.ranks
-        if asynchronous and self.ranks.size > 1:
-            self.behind = Ranks(self.ranks.another())
+        self.asynchronous = asynchronous
+        self.behind = self.ranks.another() if asynchronous else self.ranks
         self.waited, self.skipped = 0.0, 0
         self._plan: Plan | None = None
         self._staging: Staging | None = None
@@ -107,6 +106,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the last save is on disk. Raises OSError where it could not be written (full disk, stalled storage)."""
+        self._stuck = False  # what is waited for gets its whole time
         if not self._settle():
             raise TimeoutError(
                 errno.ETIMEDOUT,
@@ -138,10 +138,7 @@ class Checkpoints:
             self.wait()
         finally:
             if not self._stuck:
-                if self._staging is not None:
-                    self._staging.release()
-                if self.behind is not self.ranks:
-                    dist.destroy_process_group(self.behind.group)
+                self.ranks.give_back(self.behind)
                 self._staging, self.behind = None, self.ranks
 
     def _settle(self) -> bool:
@@ -184,17 +181,17 @@ def save_checkpoint(path: Path, tensors: Tensors, facts: dict, *, group: dist.Pr
     _write(ranks, writer, Plan(ranks, tensors, writer), Planner(tensors), lambda: None)
 
 
-def load_checkpoint(path: Path, into: Tensors, *, only: str = "", group: dist.ProcessGroup | None = None) -> dict:
+def load_checkpoint(path: Path, into: Tensors, *, group: dist.ProcessGroup | None = None) -> dict:
     """Fills `into`, of any layout, in place; every rank of the group calls it. Returns the facts.
 
-    only: the beginning of the names that are asked for ("master/": weights without moments). Raises the same ValueError
-    on every rank where the checkpoint is damaged, or where a tensor is missing, left over, or of another shape or dtype.
+    Raises the same ValueError on every rank where the checkpoint is damaged, or where a tensor is missing, left over, or of
+    another shape or dtype; `into` is then as it was.
     """
     path, ranks = Path(path), Ranks(group)
     index = Index.from_text(ranks.first(lambda: index_text(path)), path)
     ranks.agree(lambda: verify(path, list(index.files.values())[ranks.rank :: ranks.size]))
     ranks.agree(lambda: _check_fit(path, index.metadata, into))
-    _check_unasked(ranks, path, index.metadata, into, only)
+    _check_unasked(ranks, path, index.metadata, into)
     ranks.agree(lambda: _read(Reader(path, index), into))
     return index.facts
 
@@ -337,9 +334,9 @@ def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"
 
 
-def _check_unasked(ranks: Ranks, path: Path, metadata: Metadata, into: Tensors, only: str) -> None:
+def _check_unasked(ranks: Ranks, path: Path, metadata: Metadata, into: Tensors) -> None:
     """Raises ValueError naming the first tensor of the checkpoint that no rank has a place for."""
-    names = sorted(name for name in metadata.state_dict_metadata if name.startswith(only))
+    names = sorted(metadata.state_dict_metadata)
     taken = ranks.add(*(float(name in into) for name in names)) if names else []
     for name, places in zip(names, taken, strict=True):
         if not places:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import weakref
 
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner, SavePlan
@@ -49,8 +50,8 @@ class Plan:
     """Who writes what, agreed between the ranks: each shard once, replicas spread over those that hold them."""
 
     def __init__(self, ranks: Ranks, tensors: Tensors, writer: Writer):
-        self.key = self._key(tensors)
         planner, made = ranks.agree(lambda: Planner(tensors)), []
+        self.key = self._key(tensors)
         plans = ranks.gather(ranks.agree(planner.create_local_plan))
 
         def plan_all() -> None:
@@ -87,9 +88,10 @@ class Staging:
             self.views[item.index] = view.view(item.tensor_data.chunk.sizes)
             begin += -(-size // _ALIGN) * _ALIGN
         self.cuda = any(t.is_cuda for t in tensors.values())
-        self.pinned = self.cuda and not int(
-            torch.cuda.cudart().cudaHostRegister(self.buffer.data_ptr(), self.buffer.numel(), 0)
-        )
+        if self.cuda:
+            runtime, address = torch.cuda.cudart(), self.buffer.data_ptr()
+            if not int(runtime.cudaHostRegister(address, self.buffer.numel(), 0)):  # not pinned: slower, no fault
+                weakref.finalize(self, runtime.cudaHostUnregister, address).atexit = False
 
     @torch.no_grad()
     def fill(self, planner: Planner) -> None:
@@ -99,7 +101,3 @@ class Staging:
         if self.cuda:
             torch.cuda.current_stream().synchronize()
         planner.staged, planner.state_dict = self.views, {}
-
-    def release(self) -> None:
-        if self.pinned:
-            torch.cuda.cudart().cudaHostUnregister(self.buffer.data_ptr())
