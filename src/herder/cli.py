@@ -39,6 +39,9 @@ def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a Python file that is one.")],
     settings: Settings = None,
     until: Annotated[str | None, typer.Option(help="Stop after this step.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Builds the graph and the model without weights, plans, runs nothing.")
+    ] = False,
     runs: RunsFolder = RUNS,
 ) -> None:
     """Runs a recipe: computes what is missing, reuses what exists, and says which."""
@@ -49,6 +52,14 @@ def run(
     from herder.steps import execute
 
     config, last = build(recipe, settings or [])
+    if dry_run:
+        from herder.recipes._trainings import dry_run as look
+
+        lines, refused = look(config, last)
+        print("\n".join(lines))
+        if refused:
+            raise ValueError("; ".join(refused))
+        return
     folder = execute(Path(recipe).stem, config, last, runs, until, settings or [])
     if rank() == 0:
         page = write_report(folder)
