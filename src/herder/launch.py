@@ -224,7 +224,7 @@ def map_local(function: Callable[[Any], Any], items: Sequence[Any], processes: i
     context = mp.get_context("spawn")
     waiting, workers = deque(enumerate(items)), {}
     try:
-        with children_ignore_interrupts():
+        with children_ignore_interrupts(), _environment(OMP_NUM_THREADS="1"):
             for _ in range(min(processes, len(items))):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, os.getpid(), function), daemon=True)
@@ -258,11 +258,20 @@ def map_local(function: Callable[[Any], Any], items: Sequence[Any], processes: i
             process.join()
 
 
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Environment variables that processes started inside inherit."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _serve(connection: Connection, parent: int, function: Callable[[Any], Any]) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
     while True:
         index, item = connection.recv()
         try:

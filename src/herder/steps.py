@@ -155,7 +155,7 @@ def _together(pack: Sequence[Step], root: Path, console: progress.Console, first
             part.mkdir(parents=True, exist_ok=True)
             tasks.append((step.run, step.config, {k: root / s.address for k, s in step.inputs.items()}, part))
         resumed = any(any(part.iterdir()) for *_, part in tasks)
-        console.started(missing[0][0], f"{missing[0][1].name} and {len(missing) - 1} more", resumed)
+        console.started(first, f"{pack[0].name}+{len(pack) - 1}", resumed)
         with progress.showing(console):
             for done, (index, made) in enumerate(launch.map_local(_work, tasks, processes), 1):
                 number, step = missing[index]

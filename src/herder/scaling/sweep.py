@@ -156,12 +156,16 @@ def train_point(config: PretrainConfig, inputs: dict[str, Path], out: Path) -> d
         stages = present(stages, shards.sources)
     mixture = Mixture(shards, stages, config.seed)
     held = HeldOut(TokenShards(inputs["tokens"] / "heldout"), stages[-1].seq_len, config.heldout_tokens)
-    model = Llama(config.model).init_weights(config.seed)
-    numbers = train(model, NextToken(mixture), config.train, out)
-    nats = held.nats(model)
+    model, measured = Llama(config.model).init_weights(config.seed), {}
+
+    def heldout(model: Llama) -> dict[str, float]:
+        measured["nats"] = held.nats(model)
+        return {"heldout_bits_per_byte": measured["nats"].sum() / np.log(2) / sum(held.bytes)}
+
+    numbers = train(model, NextToken(mixture), replace(config.train, keep_moments=False), out, heldout)
     if launch.rank() != 0:
         return {}
-    targets, sources = held.targets, np.array(held.sources)
+    nats, targets, sources = measured["nats"], held.targets, np.array(held.sources)
     row = {
         "params": config.model.n_params,
         "tokens": numbers["tokens"],
@@ -179,7 +183,7 @@ def train_point(config: PretrainConfig, inputs: dict[str, Path], out: Path) -> d
     os.replace(out / "nats.npy.part", out / "nats.npy")
     write_json(row, out / "point.json")
     save(model, Tokenizer.load(inputs["tokenizer"]), out / "model")
-    shutil.rmtree(out / "final", ignore_errors=True)  # nothing continues a point
+    shutil.rmtree(out / "final")  # the model holds the same weights, and nothing continues a point
     headline = {"parameters": row["params"], "tokens": row["tokens"], "flops": row["flops"], "loss": row["loss"]}
     return headline | {"heldout_bits_per_byte": Measure.from_json(row["bits_per_byte"])}
 
