@@ -146,21 +146,26 @@ def _join_checked(seen: supervise.Watch, folders: tuple[Path, ...]) -> None:
     set_timeout(None)
 
 
-def set_timeout(seconds: float | None) -> None:
-    """How long the collectives of every process group may take from now on; None for as long as another rank's stage takes."""
+def groups() -> list:
+    """The process groups that there are now."""
     import torch.distributed as dist
+
+    return list(dist.distributed_c10d._world.pg_map) if dist.is_initialized() else []
+
+
+def set_timeout(seconds: float | None, some: list | None = None) -> None:
+    """How long the collectives of these process groups (all) may take from now on; None for as long as a stage takes."""
     from torch.distributed.distributed_c10d import _set_pg_timeout
 
-    if dist.is_initialized():
-        limit = datetime.timedelta(seconds=seconds) if seconds else _CONTROL_TIMEOUT
-        for one in list(dist.distributed_c10d._world.pg_map):
-            _set_pg_timeout(limit, one)
+    limit = datetime.timedelta(seconds=seconds) if seconds else _CONTROL_TIMEOUT
+    for one in groups() if some is None else some:
+        _set_pg_timeout(limit, one)
 
 
 def _lost_peers(error: RuntimeError) -> bool:
     import torch.distributed as dist
 
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError | supervise.LostPeer) or "gloo" in str(error)
 
 
 def broadcast(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Runs that survive (paper 3.3.4, table 5): heartbeats, health checks, the launcher over TorchElastic, the flight recorder's
 analysis, and templates for Slurm and Kubernetes."""
 
-from herder.supervise.health import BrokenDevice
-from herder.supervise.watch import BROKEN, LOST_PEERS, USER_ERROR, Watch, begin
+from herder.supervise.health import BrokenDevice, LostPeer
+from herder.supervise.watch import BROKEN, LOST_PEERS, USER_ERROR, Limit, Watch, begin
 
-__all__ = ["BROKEN", "LOST_PEERS", "USER_ERROR", "BrokenDevice", "Watch", "begin"]
+__all__ = ["BROKEN", "LOST_PEERS", "USER_ERROR", "BrokenDevice", "Limit", "LostPeer", "Watch", "begin"]

@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,15 +66,18 @@ class Launch:
             raise ValueError(f"--nnodes {self.nodes!r} is neither a number nor MIN:MAX") from None
 
 
-def launch(config: Launch, program: list[str]) -> int:
+def launch(config: Launch, program: list[str], beats: Path | None = None) -> int:
     """Runs `program` (arguments of the Python interpreter) in `nproc` processes a node until it is done, restarting it after
-    faults. Returns the exit code: 0, 2 for what the user mends, 76 where this node must be replaced, 1 where it gave up."""
+    faults; called in the main thread. Heartbeats lie in `beats`, or in a folder of their own in memory.
+
+    Returns the exit code: 0, 2 for what the user mends, 76 where this node must be replaced, 1 where it gave up.
+    """
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="herder-", dir=memory))
+    folder = beats or Path(tempfile.mkdtemp(prefix="herder-", dir=memory))
     before = dict(os.environ)
     os.environ |= {
         watch.FOLDER: str(folder),
-        watch.LIMITS: f"{config.start_timeout},{config.step_timeout},{time.time()}",
+        watch.LIMITS: f"{config.start_timeout},{config.step_timeout}",
         recorder.BUFFER: str(recorder.ENTRIES),
         # A store shared by all restarts keeps the addresses of processes that are gone, and gloo connects to them (torch 2.13).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",

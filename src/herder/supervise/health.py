@@ -24,6 +24,10 @@ class BrokenDevice(RuntimeError):
     """This rank's machine gives wrong answers: it must be replaced, not restarted."""
 
 
+class LostPeer(RuntimeError):
+    """Another rank is gone or must go; this one is sound and comes back with the restart."""
+
+
 @dataclass(frozen=True)
 class Health:
     """`problems` are reasons not to join, `notes` are worth saying; `seconds` is what the checks took."""

@@ -261,7 +261,7 @@ class Monitor:
         self.failed = True
         self.in_a_row = self.in_a_row + 1 if self.best <= self.best_before else 1
         self.best_before = self.best
-        self.say(kind, text, **facts)
+        self.say(kind, text, at_step=self.best, **facts)
         if self.in_a_row > self.config.restarts:
             why = f"{self.in_a_row} times in a row without a new step" if self.config.restarts else "--restarts is 0"
             self.code = 1

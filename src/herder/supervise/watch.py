@@ -21,7 +21,7 @@ from typing import Literal
 FOLDER = "HERDER_WATCH"
 """Environment variable: the folder of heartbeats, set by the launcher for its processes."""
 LIMITS = "HERDER_LIMITS"
-"""Environment variable: seconds allowed to start, to step, and the launcher's start on the wall clock."""
+"""Environment variable: seconds allowed to start, and to step."""
 USER_ERROR, LOST_PEERS, BROKEN = 2, 75, 76
 """Exit codes: what the user mends (never restarted), the death of another rank, and a device that must be replaced."""
 Limit = Literal["start", "step", ""]
@@ -29,13 +29,12 @@ _SIZE, _TICK = 2048, 0.25
 
 
 class Watch:
-    """One rank's beat. `enter` a phase, `step` to the next training step; `seconds` adds up the time spent in each phase."""
+    """One rank's beat. `enter` a phase, tell the `step`; `seconds` adds up the time spent in each phase."""
 
     def __init__(self, folder: Path | None = None, rank: int = 0):
         self.folder, self.rank = folder, rank
         self.seconds: dict[str, float] = {}
-        start, step, launched = (float(x) for x in os.environ.get(LIMITS, "0,0,0").split(","))
-        self.start_timeout, self.step_timeout, self.launched = start, step, launched
+        self.start_timeout, self.step_timeout = (float(x) for x in os.environ.get(LIMITS, "0,0").split(","))
         now = time.monotonic()
         self._beat = {
             "rank": rank,
@@ -66,20 +65,15 @@ class Watch:
             beat |= {"limit": limit, "window": now}
         self._write()
 
-    def step(self, step: int, phase: str, productive: float) -> None:
-        """A training step begins: the step time-out counts anew. `productive` is the seconds that the steps so far have
-        taken, each counted once however often it was computed."""
+    def step(self, step: int, productive: float) -> None:
+        """The training step that `enter` begins next. `productive` is the seconds that the steps so far have taken, each
+        counted once however often it was computed."""
         self._beat |= {"step": step, "productive": productive}
-        self.enter(phase, "step")
 
     def clock(self, offset: float) -> None:
         """Seconds by which this host's clock is ahead of rank 0's."""
         self._beat["clock"] = offset
         self._write()
-
-    def effective(self, productive: float) -> float:
-        """Share of the time since the launch that went into steps that counted; NaN where nothing launched this process."""
-        return productive / max(time.time() - self.launched, 1e-9) if self.launched else float("nan")
 
     def event(self, kind: str, **facts) -> None:
         """Adds a line to the launcher's log of events; nothing without a launcher. Never raises for a full disk."""

@@ -2,14 +2,15 @@
 
 A step: the objective's rows, this rank's share of them in micro-batches, sums of gradients over micro-batches and ranks, one
 division by the global weight, the guard's look, the update. It may be killed at any moment: the newest checkpoint holds all
-that the next steps depend on, and a resumed run equals an uninterrupted one bit for bit.
+that the next steps depend on, and a resumed run equals an uninterrupted one bit for bit. So does one that had to go back.
 """
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,18 +21,16 @@ from torch import nn
 from herder import launch, progress
 from herder.config import at_least_one, runtime
 from herder.model import Llama
-from herder.train.checkpoint import Checkpoints, Saved, load_checkpoint, save_checkpoint
+from herder.train.checkpoint import Saved, load_checkpoint, save_checkpoint
 from herder.train.data import data_step
-from herder.train.faults import Guard, GuardConfig
+from herder.train.faults import FaultConfig, Guard, GuardConfig, Rewind
 from herder.train.meter import Meter, Metrics
 from herder.train.objective import Objective
 from herder.train.optim import OptimConfig
 from herder.train.parallel import Layout, Sharded, apply_locally
+from herder.train.recovery import Recovery
 from herder.train.replica import Replica
 from herder.train.sinks import open_sinks
-
-BAD_BATCHES = 16
-"""Bad batches in a row after which the run gives up: by then it is not the data."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class TrainConfig:
     checkpoint_seconds: float = runtime(30.0)
     checkpoints_kept: int = runtime(2)
     sinks: tuple[str, ...] = runtime(())
+    faults: FaultConfig = runtime(FaultConfig())
 
     def __post_init__(self):
         at_least_one(self, "checkpoints_kept")
@@ -97,7 +97,7 @@ def train(
         return run.train()
     finally:
         if launch.world_size() == 1:  # with others, who may be gone, the process ends anyway
-            run.checkpoints.close()
+            run.recovery.checkpoints.close()
 
 
 def place(
@@ -140,60 +140,65 @@ class _Run:
         self.meter = Meter(
             model.config, self.device, getattr(torch, config.dtype), out, sample=isinstance(self.replica, Sharded)
         )
-        self.replica.waiting = self.meter.waiting
-        self.step, self.tokens, self.row, history = 0, 0, {}, []
-        self.checkpoints = Checkpoints(out / "checkpoints", config.checkpoints_kept)
-        state = self.replica.state()
-        facts = self.checkpoints.load_latest(state)
-        if facts is not None:
-            self.step, self.tokens = facts["step"], facts["tokens"]
-            self.meter.load(facts["meter"])
-            objective.skips, history, self.row = tuple(facts["skips"]), facts["history"], facts["row"]
-        elif start is not None:
-            moments = Saved(start).facts["moments"]
-            load_checkpoint(start, state if moments else _masters(state))
-        if facts is not None or start is not None:
+        self.step, self.tokens, self.row, self.metrics = 0, 0, {}, None
+        self.guard, self.fresh = Guard(config.guard), True
+        self.recovery = Recovery(config.faults, self.replica, out / "checkpoints", config.checkpoints_kept, self.device)
+        self.replica.waiting = self._waiting
+        self.recovery.enter("loading", "start")
+        if not self._load() and start is not None:
+            state = self.replica.state()
+            load_checkpoint(start, state if Saved(start).facts["moments"] else _masters(state))
             self.replica.restored()
-        self.guard = Guard(config.guard, history)
 
     def train(self) -> dict:
-        config, steps = self.config, self.objective.steps
-        metrics = (
-            Metrics(self.out / "metrics.jsonl", self.step, open_sinks(config.sinks, self.out, self.step))
-            if self.main
-            else None
-        )
-        saved = time.monotonic()
+        steps = self.objective.steps
+        self._open_metrics()
+        if 0 == self.step < steps:
+            self._save()  # there is always something to go back to
+        self.saved = time.monotonic()
         while self.step < steps:
-            self.meter.start_step()
-            row = self._one(steps)
-            row |= self.meter.row(row.pop("positions"), row.pop("context"))
-            self.step += 1
-            due = config.heldout_every and self.step % config.heldout_every == 0
-            if self.heldout and (due or self.step == steps):
-                row |= self.heldout(self.replica.model)
-                self.replica.model.train()
-            self.row = row
-            if metrics:
-                metrics.write(row)
-                shown = {name: row[name] for name in ("loss", "tokens_per_second")}
-                progress.report(self.step, steps, "steps", **shown)
-            if config.snapshot_every and self.step % config.snapshot_every == 0:
-                folder = self.out / "snapshots" / f"step-{self.step:08d}"
-                save_checkpoint(folder, _masters(self.replica.state()), {"step": self.step})
-            if self.step < steps and self._agree(time.monotonic() - saved > config.checkpoint_seconds):
-                with self.meter.waiting("checkpoint"):
-                    self.checkpoints.save(self.step, self.replica.state(), self._facts())
-                saved = time.monotonic()
-        if metrics:
-            metrics.close()
+            try:
+                self._advance(steps)
+            except Rewind as reason:
+                self._rewind(reason)
+        if self.metrics:
+            self.metrics.close()
         self._finish()
         return self._headline()
 
+    def _advance(self, steps: int) -> None:
+        """One step and what is due after it."""
+        config, recovery = self.config, self.recovery
+        recovery.seen.step(self.step, self.meter.seconds)
+        recovery.enter("compute", "start" if self.fresh else "step")
+        self.meter.start_step()
+        row = self._one(steps)
+        row |= self.meter.row(row.pop("positions"), row.pop("context"))
+        self.step, self.fresh = self.step + 1, False
+        save = recovery.agree(self.step, time.monotonic() - self.saved > config.checkpoint_seconds)
+        due = config.heldout_every and self.step % config.heldout_every == 0
+        if self.heldout and (due or self.step == steps):
+            recovery.enter("heldout", "start")
+            row |= self.heldout(self.replica.model)
+            self.replica.model.train()
+        self.row = row
+        if self.metrics:
+            self.metrics.write(row)
+            shown = {name: row[name] for name in ("loss", "tokens_per_second")}
+            progress.report(self.step, steps, "steps", **shown)
+        if config.snapshot_every and self.step % config.snapshot_every == 0:
+            folder = self.out / "snapshots" / f"step-{self.step:08d}"
+            tensors = _masters(self.replica.state())
+            recovery.patiently(lambda: save_checkpoint(folder, tensors, {"step": self.step}), f"snapshot {folder.name}")
+        if save and self.step < steps:
+            with self._waiting("checkpoint"):
+                self._save()
+            self.saved = time.monotonic()
+
     def _one(self, steps: int) -> dict:
-        """Computes and applies one step; a bad batch is computed again, then skipped and recorded."""
-        for attempt in range(2 * BAD_BATCHES):
-            weight, loss, *rest = self.replica.gradients(self.objective, self.objective.batch(self.step))
+        """Computes and applies one step; what becomes of a bad one, `Course` says."""
+        for attempt in itertools.count():
+            weight, loss, *rest = self.recovery.gradients(self.step, self._gradients)
             if weight == 0:
                 raise ValueError(f"step {self.step} holds nothing to predict: every target of its rows has weight 0")
             loss, grad_norm = loss / weight, self.replica.grad_norm()
@@ -201,31 +206,64 @@ class _Run:
             if reason is None:
                 break
             self.replica.clear()
-            if attempt % 2:
+            todo = self.recovery.course.judge(self.step, self.objective.skips, attempt, reason)
+            if todo == "rewind":
+                raise Rewind(f"step {self.step}: {reason}, twice")
+            if todo == "skip":
                 index = data_step(self.step, self.objective.skips)
                 self.objective.skips = (*self.objective.skips, index)
-                if self.main:
-                    print(f"step {self.step}: batch {index} is skipped, twice its {reason}", file=sys.stderr)
-        else:
-            raise ValueError(
-                f"step {self.step}: {BAD_BATCHES} batches in a row are bad ({reason}); lower the learning rate"
-            )
+                self.recovery.say("skip", f"step {self.step}: batch {index} is skipped, on replay again {reason}")
         self.guard.accept(loss, grad_norm)
         scale = self.config.optim.scale(self.step, steps)
+        self.recovery.before_update()
         self.replica.step(scale, grad_norm)
+        self.recovery.after_update()
         positions, pairs, *metrics = rest
         self.tokens += int(positions)
         row = {"step": self.step, "tokens": self.tokens, "loss": loss, "grad_norm": grad_norm}
         row |= {"lr": scale * self.config.optim.lr, "positions": positions, "context": pairs / positions}
         return row | {name: s / weight for name, s in zip(self.objective.metrics, metrics, strict=True)}
 
-    def _agree(self, flag: bool) -> bool:
-        """The first rank's answer: clocks differ, and what follows is collective."""
-        if launch.world_size() == 1:
-            return flag
-        answer = torch.tensor(float(flag), device=self.device)
-        torch.distributed.broadcast(answer, 0)
-        return bool(answer)
+    def _gradients(self) -> list[float]:
+        return self.replica.gradients(self.objective, self.objective.batch(self.step))
+
+    @contextlib.contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        with self.meter.waiting(what), self.recovery.waiting(what):
+            yield
+
+    def _open_metrics(self) -> None:
+        """Rows from the present step on are cut: they are written anew."""
+        if self.metrics:
+            self.metrics.close()
+        if self.main:
+            sinks = open_sinks(self.config.sinks, self.out, self.step)
+            self.metrics = Metrics(self.out / "metrics.jsonl", self.step, sinks)
+
+    def _load(self) -> bool:
+        """Takes up the newest good checkpoint; False where there is none."""
+        facts = self.recovery.load()
+        if facts is None:
+            return False
+        self.step, self.tokens, self.row = facts["step"], facts["tokens"], facts["row"]
+        self.meter.load(facts["meter"])
+        self.objective.skips = tuple(facts["skips"])
+        self.guard = Guard(self.config.guard, facts["history"])
+        return True
+
+    def _save(self) -> None:
+        self.recovery.save(self.step, self._facts())
+
+    def _rewind(self, reason: Rewind) -> None:
+        """Back to the last good checkpoint: the same batches follow, and a transient fault leaves no trace."""
+        bad = self.step
+        self.recovery.enter("loading", "start")
+        self.replica.clear()
+        if not self._load():
+            raise ValueError(f"{reason}; there is no good checkpoint to go back to, run again to begin anew")
+        self.recovery.say("rewind", f"{reason}; back from step {bad} to {self.step}, the same batches are replayed")
+        self._open_metrics()
+        self.saved = time.monotonic()
 
     def _facts(self) -> dict:
         return {
@@ -239,10 +277,12 @@ class _Run:
 
     def _finish(self) -> None:
         """Writes the final state and gives the first rank's model the final weights."""
-        self.checkpoints.close()
+        self.recovery.close()
         state, final = self.replica.state(), self.out / "final"
         kept = state if self.config.keep_moments else _masters(state)
-        save_checkpoint(final, kept, {**self._facts(), "step": self.step, "moments": self.config.keep_moments})
+        facts = {**self._facts(), "step": self.step, "moments": self.config.keep_moments}
+        self.recovery.patiently(lambda: save_checkpoint(final, kept, facts), "final state")
+        self.recovery.enter("idle", "")
         self.replica.finish()
         if self.main and self.replica.model is not self.given and not any(p.is_meta for p in self.given.parameters()):
             saved = Saved(final)

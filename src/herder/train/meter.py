@@ -72,6 +72,9 @@ class Meter:
 
     def start_step(self) -> None:
         self._before = dict(self.waits)
+        if self._profile is not None:  # a step that was given up
+            self._profile.__exit__(None, None, None)
+            self._profile = None
         if self.sample and (self.steps == FIRST_SAMPLE or self.steps % SAMPLE_EVERY == SAMPLE_EVERY - 1):
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else every start and stop is a line on stderr
             cuda = self.device.type == "cuda"  # torch.profiler's own entrance takes seconds where it is not CUDA
@@ -152,8 +155,9 @@ class Meter:
         self._clock["joules"] += took * watts(self.device, minute=int(now // 60))[0]
         if self._path and (write or now - self._written > WRITE_EVERY):
             part = self._path.with_name(self._path.name + ".part")
-            part.write_text(json.dumps(self._clock))
-            os.replace(part, self._path)
+            with contextlib.suppress(OSError):  # a full disk stops no training
+                part.write_text(json.dumps(self._clock))
+                os.replace(part, self._path)
             self._written = now
 
 
@@ -216,7 +220,10 @@ def matmul_peak(device: str, dtype: torch.dtype, seconds: float = 0.4) -> float:
 
 
 class Metrics:
-    """Appends rows to `metrics.jsonl`; on resumption rows after the checkpoint's step are cut, so no step stands twice."""
+    """Appends rows to `metrics.jsonl`; on resumption rows after the checkpoint's step are cut, so no step stands twice.
+
+    Rows that a full disk refuses are kept and written with later ones.
+    """
 
     def __init__(self, path: Path, step: int, sinks: list):
         self.path, self.sinks = path, sinks
@@ -224,11 +231,13 @@ class Metrics:
         part = path.with_name(path.name + ".part")
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(part, path)
-        self.file = open(path, "a")  # noqa: SIM115, closed in close()
+        self.file, self.rest = open(path, "ab", buffering=0), b""  # noqa: SIM115, closed in close()
 
     def write(self, row: dict) -> None:
-        self.file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
-        self.file.flush()
+        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}
+        self.rest += json.dumps(rounded).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self.rest = self.rest[self.file.write(self.rest) :]
         for sink in self.sinks:
             sink.write(row)
 

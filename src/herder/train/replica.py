@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from herder import launch, supervise
+from herder import launch
 from herder.model import Llama
 from herder.model.attention import Packing
 from herder.train.faults import fingerprint
@@ -42,6 +42,8 @@ class Replica:
             master.grad = piece.view_as(master)
         self.optimizer = Optimizer(self.masters, config)
         self.waiting = lambda what: contextlib.nullcontext()
+        self.own: list[int] | None = None
+        """Where a list, the next step leaves sums over the bits of this rank's own numbers there, before they are added up."""
 
     def gradients(self, objective: Objective, items: Sequence) -> list[float]:
         """Leaves the gradient of a step's `items` over all ranks in `flat`, divided by the global weight.
@@ -74,6 +76,8 @@ class Replica:
 
     def reduce(self, sums: torch.Tensor) -> torch.Tensor:
         """Adds gradients and `sums` over ranks; sums[0] is the weight, by which the gradients are divided. Returns sums."""
+        if self.own is not None:
+            self.own = fingerprint((self.flat, sums))
         if launch.world_size() > 1:
             with self.waiting("communication"):
                 torch.distributed.all_reduce(self.flat)
