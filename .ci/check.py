@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-STAGES = "corpus curate pretrain posttrain skills sandbox evaluate guard serve convert plan scaling vision speech"
+STAGES = "corpus curate pretrain posttrain skills sandbox evaluate guard serve convert plan scaling vision speech drill"
 FLOORS = {
     6: ["cli", "__main__"],
     5: ["recipes"],
