@@ -9,15 +9,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 
 _CONTROL_TIMEOUT = datetime.timedelta(days=7)
 """Of groups of their own: a slow disk is no fault, and who waits there watches for progress otherwise."""
-_FREE: WeakKeyDictionary[dist.ProcessGroup, list[dist.ProcessGroup]] = WeakKeyDictionary()
-"""Groups of their own that nobody uses now. They are kept: torch gives a new one the name of one destroyed, and cannot join it."""
 
 
 class Ranks:
@@ -29,20 +26,20 @@ class Ranks:
         self.rank, self.size = (dist.get_rank(group), dist.get_world_size(group)) if self.on else (0, 1)
 
     def another(self) -> Ranks:
-        """The same ranks with a gloo group of their own, for another thread: its messages never mix with those of this one."""
+        """The same ranks with a gloo group of their own, for another thread: its messages never mix with those of this one.
+
+        Every rank of the world has to ask for it, in the same order as for any other group.
+        """
         if self.size == 1:
             return self
-        parent = self.group or dist.group.WORLD
-        free = _FREE.setdefault(parent, [])
-        if not free:
-            members = dist.get_process_group_ranks(parent)
-            free.append(dist.new_group(members, _CONTROL_TIMEOUT, "gloo", use_local_synchronization=True))
-        return Ranks(free.pop())
+        # without use_local_synchronization: torch then names the group after how many a rank has, which ranks of a mesh differ in
+        members = dist.get_process_group_ranks(self.group or dist.group.WORLD)
+        return Ranks(dist.new_group(members, timeout=_CONTROL_TIMEOUT, backend="gloo"))
 
-    def give_back(self, other: Ranks) -> None:
-        """Takes back what `another` gave, for the next who asks; a group that hangs is not given back."""
-        if other is not self:
-            _FREE[self.group or dist.group.WORLD].append(other.group)
+    def close(self) -> None:
+        """Gives up the group that `another` made."""
+        if self.size > 1 and self.group is not None:
+            dist.destroy_process_group(self.group)
 
     def add(self, *numbers: float) -> list[float]:
         if self.size == 1:

@@ -138,7 +138,8 @@ class Checkpoints:
             self.wait()
         finally:
             if not self._stuck:
-                self.ranks.give_back(self.behind)
+                if self.behind is not self.ranks:
+                    self.behind.close()
                 self._staging, self.behind = None, self.ranks
 
     def _settle(self) -> bool:
