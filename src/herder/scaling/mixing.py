@@ -158,18 +158,21 @@ def _losses(theta: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def _fit(shares: np.ndarray, loss: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-    """(c, t_1 ... t_m) of one domain by least squares."""
+    """(c, t_1 ... t_m) of one domain by least squares: from several starts within bounds, or from one near the solution."""
 
     def off(theta):
-        return theta[0] + np.exp(shares @ theta[1:]) - loss
+        return theta[0] + np.exp(np.minimum(shares @ theta[1:], 300.0)) - loss
 
     def slopes(theta):
-        return np.column_stack([np.ones(len(shares)), np.exp(shares @ theta[1:])[:, None] * shares])
+        rise = np.exp(np.minimum(shares @ theta[1:], 300.0))
+        return np.column_stack([np.ones(len(shares)), rise[:, None] * shares])
 
+    if start is not None:
+        return least_squares(off, start, jac=slopes, method="lm", max_nfev=60).x
     top = float(loss.min()) * (1 - 1e-6)
     bounds = [0.0, *[-30.0] * shares.shape[1]], [top, *[30.0] * shares.shape[1]]
-    starts = [] if start is None else [np.clip(start, [1e-9, *bounds[0][1:]], [top * 0.999, *bounds[1][1:]])]
-    for floor in FLOORS if start is None else ():
+    starts = []
+    for floor in FLOORS:
         exponents = np.linalg.lstsq(shares, np.log(loss - floor * top), rcond=None)[0]
         starts.append(np.array([max(floor * top, 1e-9), *np.clip(exponents, -29, 29)]))
     return min((least_squares(off, s, jac=slopes, bounds=bounds) for s in starts), key=lambda f: f.cost).x
