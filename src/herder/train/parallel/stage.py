@@ -79,7 +79,7 @@ class Stage(nn.Module):
         self.tp, self.cp = (
             meshes.axes[axis].get_group() if meshes.axes[axis].size() > 1 else None for axis in ("tp", "cp")
         )
-        self._mesh, self._made = meshes.parameters["tp"], {}
+        self._mesh = meshes.parameters["tp"]
         if self.tp is not None:
             tp.apply(self.model, self._mesh)
 
@@ -95,17 +95,18 @@ class Stage(nn.Module):
         """Gives the meta parameters of `part` their values: `weights(name)` is a whole tensor, of which this rank keeps its
         part."""
         names = {id(p): name for name, p in self.named().items()}
+        made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # for tied ones; not kept, or whole parameters would be
         for module in part.modules():
             for attribute, p in list(module.named_parameters(recurse=False)):
                 if not p.is_meta:
                     continue
                 name = names.get(id(p))
-                if id(p) not in self._made:
+                if id(p) not in made:
                     whole = weights(name).detach().to(device)
                     if self.tp is not None:
                         whole = tp.distribute(name, whole, self._mesh)
-                    self._made[id(p)] = (p, nn.Parameter(whole.clone()))
-                setattr(module, attribute, self._made[id(p)][1])
+                    made[id(p)] = (p, nn.Parameter(whole.clone()))
+                setattr(module, attribute, made[id(p)][1])
 
     def forward(self, x: torch.Tensor | None, micro: Micro) -> torch.Tensor:
         h = self.model.model(micro.tokens if self.first else x, micro.attend, micro.cos, micro.sin)
