@@ -282,8 +282,9 @@ def test_a_full_disk_is_an_os_error_and_leaves_the_last_good_checkpoint(tmp_path
     run, large = Checkpoints(tmp_path, keep=1, asynchronous=asynchronous), {"master/w": torch.ones(1 << 20)}
     run.save(1, large, {})
     run.wait()
-    with FullDisk(1 << 20), pytest.raises(OSError, match="large"):
+    with FullDisk(1 << 20), pytest.raises(OSError, match="large") as caught:
         save_and_wait(run, 2, large)
+    assert caught.value.filename.endswith(FILE)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     run.save(3, large, {})  # there is room again
     run.close()

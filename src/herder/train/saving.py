@@ -79,7 +79,7 @@ class Checkpoints:
         if not free:
             self.skipped += 1
             self._say(
-                f"step {step}: nothing was written to {self.folder} for {self.stalled_after:.0f} s; training goes on "
+                f"step {step}: nothing was written to {self.folder} for {self.stalled_after:g} s; training goes on "
                 "without this checkpoint, look at the storage"
             )
             return time.monotonic() - start
@@ -110,7 +110,7 @@ class Checkpoints:
         if not self._settle():
             raise TimeoutError(
                 errno.ETIMEDOUT,
-                f"nothing was written for {self.stalled_after:.0f} s and the last checkpoint is not whole; look at the storage",
+                f"nothing was written for {self.stalled_after:g} s and the last checkpoint is not whole; look at the storage",
                 str(self.folder),
             )
 

@@ -191,7 +191,11 @@ class Writer(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Streams this rank's shards to its file, hashing them on the way; a rank with nothing to write makes no file."""
         done: Future[list[WriteResult]] = Future()
-        done.set_result(self._write(plan, planner) if plan.items else [])
+        try:
+            done.set_result(self._write(plan, planner) if plan.items else [])
+        except OSError as error:  # a full disk is met in write(), which does not know its file's name
+            error.filename = error.filename or str(self.part / plan.storage_data)
+            raise
         return done
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
