@@ -13,6 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import typer
 
+from herder.supervise import BROKEN, BrokenDevice, begin
+
 app = typer.Typer(
     help="Builds Llama 3-class language models from end to end.",
     no_args_is_help=True,
@@ -438,6 +440,59 @@ def scaling_forecast(
         print(f"{row['flops']:.3g} FLOPs: accuracy {accuracy}; {nll}")
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def launch(
+    command: Annotated[list[str], typer.Argument(help="A herder command and its arguments: run llama3_8b --set ...")],
+    nproc: Annotated[int, typer.Option(help="Processes on each node: one a GPU.")] = 1,
+    nnodes: Annotated[str, typer.Option(help="Nodes, or MIN:MAX.")] = "1",
+    rdzv: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where several nodes meet: the first one.")] = "",
+    start_timeout: Annotated[float, typer.Option(help="Seconds to start, and for a first step.")] = 600.0,
+    step_timeout: Annotated[float, typer.Option(help="Seconds for a step.")] = 300.0,
+    restarts: Annotated[int, typer.Option(help="Restarts in a row without a new step.")] = 3,
+    report_every: Annotated[float, typer.Option(help="Seconds between looks for slow ranks (0: never).")] = 60.0,
+    name: Annotated[str, typer.Option(help="The job's name, the same on every node.")] = "herder",
+    log: Annotated[Path, typer.Option(help="Folder for events, hangs and the summary.")] = RUNS / ".launch",
+    dry_run: Annotated[str, typer.Option(help="Prints a job for slurm or kubernetes instead.")] = "",
+    spares: Annotated[int, typer.Option(help="Slurm: nodes held to take a broken one's place.")] = 0,
+    hours: Annotated[int, typer.Option(help="The job's time limit.")] = 48,
+    partition: Annotated[str, typer.Option(help="Slurm's partition.")] = "",
+    image: Annotated[str, typer.Option(help="Kubernetes: the container's image.")] = "herder:latest",
+    claim: Annotated[str, typer.Option(help="Kubernetes: the volume claim for runs.")] = "runs",
+) -> None:
+    """Runs a command in many processes, restarts it after faults, and names who died, hangs, is late or slow."""
+    from herder.supervise import agent, templates
+
+    rdzv = rdzv or ("FIRST:29400" if dry_run else "")  # the job itself fills it in
+    config = agent.Launch(nproc, nnodes, rdzv, name, start_timeout, step_timeout, restarts, report_every, log=log)
+    if dry_run:
+        cluster = templates.Cluster(name, config.node_range[1], nproc, spares, hours, partition, image, claim)
+        options = {"start-timeout": start_timeout, "step-timeout": step_timeout, "restarts": restarts}
+        options |= {"report-every": report_every}
+        print(templates.write(dry_run, cluster, [f"--{k}={v:g}" for k, v in options.items()], command), end="")
+        return
+    raise SystemExit(agent.launch(config, ["-m", "herder.cli", *command]))
+
+
+@app.command("drill")
+def run_drill(
+    short: Annotated[bool, typer.Option("--short", help="Three faults in one run, under 90 seconds.")] = False,
+    fault: Annotated[list[str] | None, typer.Option(help="kill, hang, slow, flip, truncate or full; all.")] = None,
+    nproc: Annotated[int, typer.Option(help="Ranks.")] = 8,
+    layout: Annotated[str, typer.Option(help="For instance tp=2,pp=1,shard=2; plain copies by default.")] = "",
+    steps: Annotated[int, typer.Option(help="Steps of the run (0: the drill's own choice).")] = 0,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Folder for logs and drill.json.")] = RUNS / ".drill",
+) -> None:
+    """Breaks a small run on purpose, in every way, and reports what was seen, lost and kept."""
+    from herder.drill import drill, prepared, table
+
+    result = drill(prepared(short, tuple(fault or ()), nproc, layout, steps, seed), out)
+    print(table(result))
+    print(f"\nwritten: {out / 'drill.json'}")
+    if not all(row.get("not_run") or (row["detected"] and row["named"] and row["equal"]) for row in result["faults"]):
+        raise SystemExit(1)
+
+
 def _flat(value, key: str = ""):
     if isinstance(value, dict):
         for name, inner in value.items():
@@ -461,6 +516,8 @@ def main() -> None:
         _fail("stopped; the same command continues where this one stopped", 130)
     except (ValueError, FloatingPointError) as error:  # the latter: weights that overflow
         _fail(str(error), 2)
+    except BrokenDevice as error:
+        _fail(str(error), BROKEN)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             _fail(
@@ -474,6 +531,8 @@ def main() -> None:
 
 
 def _fail(sentence: str, code: int) -> None:
+    if code in (2, BROKEN) and begin().refuse(sentence, code):  # the launcher says it, once for all ranks
+        raise SystemExit(code)
     print(f"\nherder: {sentence}", file=sys.stderr)
     sys.stderr.flush()
     raise SystemExit(code)

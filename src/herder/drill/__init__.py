@@ -1,5 +1,5 @@
 """The fault drill (paper 3.3.4, table 5): a real run on this machine that is broken on purpose, and what came of it."""
 
-from herder.drill.run import FAULTS, Drill, drill, table
+from herder.drill.run import FAULTS, Drill, drill, prepared, table
 
-__all__ = ["FAULTS", "Drill", "drill", "table"]
+__all__ = ["FAULTS", "Drill", "drill", "prepared", "table"]

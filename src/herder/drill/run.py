@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from herder.config import digest
+from herder.config import digest, override
 from herder.drill.inject import Injector, Small
 from herder.steps import machine
 from herder.supervise.agent import Launch, launch, read_summary
@@ -238,5 +237,13 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def show(result: dict) -> None:
-    print(table(result), file=sys.stdout)
+def prepared(
+    short: bool = False, faults: tuple[str, ...] = (), nproc: int = 8, layout: str = "", steps: int = 0, seed: int = 0
+) -> Drill:
+    """A drill from the command line's words. `layout` is "tp=2,shard=2"; what it leaves out is as in plain copies."""
+    chosen = Layout(micro_batch=1, shard=0 if layout else 1)
+    for setting in filter(None, layout.split(",")):
+        chosen = override(chosen, [setting])
+    if short:
+        return Drill(faults or SHORT, nproc, chosen, steps or 90, True, seed, checkpoint_seconds=1.0)
+    return Drill(faults or FAULTS, nproc, chosen, steps or 400, seed=seed)

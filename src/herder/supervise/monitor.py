@@ -41,6 +41,7 @@ class Monitor:
 
     def __init__(self, config: Launch, folder: Path):
         self.config, self.folder, self.code = config, folder, None
+        self.log = config.log if config.node_range[1] == 1 else config.log / watch.host()  # nodes may share the folder
         self.begun, self.wall = time.monotonic(), time.time()
         self.starts, self.hangs, self.serial = 0, 0, 0
         self.pids: dict[int, int] = {}  # rank -> process of the present generation
@@ -54,8 +55,8 @@ class Monitor:
 
     def start(self) -> None:
         with contextlib.suppress(OSError):
-            self.config.log.mkdir(parents=True, exist_ok=True)
-            (self.config.log / "events.jsonl").unlink(missing_ok=True)
+            self.log.mkdir(parents=True, exist_ok=True)
+            (self.log / "events.jsonl").unlink(missing_ok=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -86,9 +87,9 @@ class Monitor:
             "last_step": self.best,
         }
         with contextlib.suppress(OSError):
-            part = self.config.log / "launch.json.part"
+            part = self.log / "launch.json.part"
             part.write_text(json.dumps(summary, indent=1) + "\n")
-            os.replace(part, self.config.log / "launch.json")
+            os.replace(part, self.log / "launch.json")
         return code
 
     def _run(self) -> None:
@@ -115,7 +116,7 @@ class Monitor:
         """Copies new events to the log folder; those of ranks that carry a text are printed."""
         events = watch.read_events(self.folder)
         for event in events[self.read :]:
-            with contextlib.suppress(OSError), open(self.config.log / "events.jsonl", "a") as file:
+            with contextlib.suppress(OSError), open(self.log / "events.jsonl", "a") as file:
                 file.write(json.dumps(event) + "\n")
             if "rank" in event and "text" in event and event.get("phase") is not None:
                 print(f"herder launch: {event['text']}", file=sys.stderr, flush=True)
@@ -245,7 +246,7 @@ class Monitor:
         paces = recorder.stragglers(dumps)
         with contextlib.suppress(OSError):
             rows = [vars(p) | {"seconds": here[p.rank]["seconds"]} for p in paces if p.rank in here]
-            (self.config.log / "pace.json").write_text(json.dumps(rows, indent=1))
+            (self.log / "pace.json").write_text(json.dumps(rows, indent=1))
         shutil.rmtree(folder, ignore_errors=True)
         behind = {p.rank: p for p in reversed(paces) if p.ratio > self.config.slow}
         for rank, p in sorted(behind.items()):

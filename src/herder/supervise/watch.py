@@ -39,7 +39,7 @@ class Watch:
         self._beat = {
             "rank": rank,
             "pid": os.getpid(),
-            "host": platform.node(),
+            "host": host(),
             "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
             "step": -1,
             "phase": "start",
@@ -88,7 +88,7 @@ class Watch:
         """Tells the launcher not to start this again and why; False where there is no launcher to be told."""
         if self.folder is None:
             return False
-        facts = {"rank": self.rank, "host": platform.node(), "code": code, "sentence": sentence}
+        facts = {"rank": self.rank, "host": host(), "code": code, "sentence": sentence}
         path = self.folder / f"refused-{self.rank:05d}.json"
         path.with_suffix(".part").write_text(json.dumps(facts))
         os.replace(path.with_suffix(".part"), path)
@@ -130,6 +130,11 @@ class Watch:
             from herder.supervise.recorder import dump
 
             dump(self.folder / f"dump-{serial}", self.rank, dict(self._beat))
+
+
+def host() -> str:
+    """This node's name, as its scheduler knows it."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 _watch: Watch | None = None
