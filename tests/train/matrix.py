@@ -23,9 +23,9 @@ from herder.train.objective import mean_log_loss
 from herder.train.parallel import Sharded
 from herder.train.replica import Replica
 
-SHAPE = LlamaConfig(64, 32, 6, 4, 2, 48, max_seq_len=64)
+SHAPE = LlamaConfig(64, 32, 4, 4, 2, 48, max_seq_len=64)
 OPTIM = OptimConfig(lr=1e-3, warmup_steps=2, clip=0.5)
-ROWS, LENGTH = 7, 32
+ROWS, LENGTH = 5, 32
 
 
 class Text:
@@ -102,8 +102,8 @@ def reference():
         replica = Replica(Llama(SHAPE).init_weights(0).double(), OPTIM, torch.float64, micro_batch=3)
         sums = replica.gradients(kind(), kind().batch(0))
         grads = {name: m.grad.clone() for name, m in replica.masters.items()}
-        replica = Replica(Llama(SHAPE).init_weights(0), OPTIM, torch.float32, micro_batch=3)
-        found[kind.__name__] = {"sums": sums, "grads": grads, "losses": steps(replica, kind())}
+        found[kind.__name__] = {"sums": sums, "grads": grads}
+    found["losses"] = steps(Replica(Llama(SHAPE).init_weights(0), OPTIM, torch.float32, micro_batch=3), Text())
     return found
 
 
@@ -118,25 +118,20 @@ def steps(replica, objective):
 
 
 def compare(layout, expected, device="cpu"):
-    """Worst norm-relative error of a gradient in float64 (with its name), of the sums, and of losses in fp32."""
-    worst = {}
+    """Worst norm-relative error of a gradient in float64 and of the sums, for both objectives, and of five losses in fp32."""
+    gradient, totals = [], []
+    sharded = Sharded(SHAPE, layout, weights(torch.float64), OPTIM, torch.float64, device)
     for kind in (Text, Pairs):
         want = expected[kind.__name__]
-        sharded = Sharded(SHAPE, layout, weights(torch.float64), OPTIM, torch.float64, device)
         sums = sharded.gradients(kind(), kind().batch(0))
-        errors = []
+        totals += [abs(a - b) / max(1, abs(b)) for a, b in zip(sums, want["sums"], strict=True)]
         for name, p in sharded.masters.items():
             g, right = p.grad.full_tensor().cpu(), want["grads"][name]
-            errors.append((float((g - right).norm() / right.norm()), name))
-        sharded = Sharded(SHAPE, layout, weights(torch.float32), OPTIM, torch.float32, device)
-        losses = steps(sharded, kind())
-        worst[kind.__name__] = {
-            "gradient": max(errors),
-            "sums": max(abs(a - b) / max(1, abs(b)) for a, b in zip(sums, want["sums"], strict=True)),
-            "loss": max(abs(a - b) for (a, _), (b, _) in zip(losses, want["losses"], strict=True)),
-            "norm": max(abs(a - b) / b for (_, a), (_, b) in zip(losses, want["losses"], strict=True)),
-        }
-    return worst
+            gradient.append((float((g - right).norm() / right.norm()), kind.__name__, name))
+        sharded.clear()
+    sharded = Sharded(SHAPE, layout, weights(torch.float32), OPTIM, torch.float32, device)
+    pairs = zip(steps(sharded, Text()), expected["losses"], strict=True)
+    return {"gradient": max(gradient), "sums": max(totals), "loss": max(abs(a - b) for (a, _), (b, _) in pairs)}
 
 
 def trained(layout, out, steps=6, die_at=-1):
@@ -156,7 +151,7 @@ class Fleet:
 
     def __init__(self, size, folder):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["train.matrix"])
+        context.set_forkserver_preload(["herder.train", "herder.train.checkpoint"])  # imports are most of the time
         self.folder, self.count = Path(folder), 0
         self.pipes, self.processes = [], []
         for rank in range(size):
@@ -174,7 +169,9 @@ class Fleet:
             pipe.send((n, store, function, args))
         found = [pipe.recv() for pipe in self.pipes[:n]]
         if errors := [text for ok, text in found if not ok]:
-            raise AssertionError(errors[0])
+            raise AssertionError(
+                min(errors, key=lambda text: "closed by peer" in text)
+            )  # the cause before its consequences
         return [value for _, value in found]
 
     def doomed(self, n, function, *args):
@@ -228,8 +225,7 @@ if __name__ == "__main__":
     expected, bad = reference(), 0
     for layout in layouts(dist.get_world_size()):
         found = compare(layout, expected, "cuda")
-        errors = [error for name in found for error in (found[name]["gradient"][0], found[name]["loss"] * 1e-4)]
-        bad += max(errors) > 1e-9
+        bad += found["gradient"][0] > 1e-9 or found["loss"] > 1e-5
         if dist.get_rank() == 0:
             print(layout, found)
     dist.destroy_process_group()
