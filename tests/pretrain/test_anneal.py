@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pretrain.little import FLAT, HELDOUT, MIX, OPTIM, consumed, make_base, make_tokens, pieces, settings
+from pretrain.little import FLAT, MIX, OPTIM, consumed, make_base, make_tokens, pieces, settings
 
 from herder.convert import TrainedCheckpoint, load
 from herder.pretrain import AnnealConfig, ProbeConfig, anneal, average, probe
@@ -46,8 +46,7 @@ def inputs(little):
 def annealed(little, tmp_path_factory):
     out = tmp_path_factory.mktemp("annealed")
     config = AnnealConfig(
-        settings(TO_ZERO, snapshot_every=2), STAGE, average_last=3, average_decay=0.5, control=True, control_mix=MIX,
-        heldout_tokens=HELDOUT,
+        settings(TO_ZERO, snapshot_every=2), STAGE, average_last=3, average_decay=0.5, control=True, control_mix=MIX
     )  # fmt: skip
     return out, anneal(config, inputs(little), out)
 

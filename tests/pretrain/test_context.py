@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from pretrain.little import FLAT, HELDOUT, MIX, consumed, make_base, make_tokens, settings
+from pretrain.little import FLAT, MIX, consumed, make_base, make_tokens, settings
 from pretrain.test_needle import Copier
 
 from herder.convert import load
@@ -30,7 +30,7 @@ def little(tmp_path_factory):
 
 def config(gate, steps=6, **more):
     stage = Stage(steps, 4, 128, MIX)
-    return ContextConfig(settings(FLAT), stage, gate, needle=NEEDLE, heldout_tokens=HELDOUT, beyond_tokens=2000, **more)
+    return ContextConfig(settings(FLAT), stage, gate, needle=NEEDLE, beyond_tokens=2000, **more)
 
 
 def inputs(little):

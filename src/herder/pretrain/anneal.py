@@ -13,19 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from herder import launch
 from herder.config import at_least_one, runtime
-from herder.convert import TrainedCheckpoint, export, load, open_checkpoint
+from herder.convert import Checkpoint, TrainedCheckpoint, export, load, open_checkpoint, weightless
+from herder.model import Llama
 from herder.pretrain.average import average
 from herder.pretrain.base import check_length, train_on, write_mixture
-from herder.pretrain.scores import Scored, Scores, bits_per_byte, change, context_of, read_scores
+from herder.pretrain.scores import Scored, Scores, asked, bits_per_byte, change, read_scores
 from herder.pretrain.stages import present
 from herder.records import Measure
 from herder.steps import read_json
 from herder.train import Mixture, Stage, TokenShards, TrainConfig
 from herder.train.checkpoint import checkpoints
 from herder.train.heldout import HeldOut
+from herder.train.loop import pick_device, place
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,6 @@ class AnnealConfig:
     control: bool = False
     """Also spends the same tokens on the mix of `control_mix` at the learning rate that annealing starts from, for the report."""
     control_mix: dict[str, float] | None = None
-    heldout_tokens: int = 60_000
     optional_sources: bool = False
     processes: int = runtime(1)
 
@@ -78,13 +80,14 @@ def _anneal(config: AnnealConfig, inputs: dict[str, Path], out: Path) -> dict:
     check_length([config.stage], base.config)
     seen = read_json(inputs["base"] / "consumed.json")
     shards = TokenShards(*(inputs[name] / "train" for name in ("tokens", "best") if name in inputs))
-    held = HeldOut(TokenShards(inputs["tokens"] / "heldout"), context_of(inputs["base"]), config.heldout_tokens)
+    context, tokens = asked(inputs["base"])
+    held = HeldOut(TokenShards(inputs["tokens"] / "heldout"), context, tokens)
 
     def spend(stage: Stage, settings: TrainConfig, folder: Path) -> tuple[dict, Mixture]:
         folder.mkdir(exist_ok=True)
         (stage,) = present((stage,), shards.sources) if config.optional_sources else (stage,)
         mixture = Mixture(shards, [stage], seen["seed"], before=seen["tokens"])
-        scores = Scores({"heldout": held}, folder)
+        scores = Scores({"heldout": held}, folder, tokens)
         return train_on(mixture, base.config, settings, folder, scores, start=inputs["base"] / "final"), mixture
 
     numbers, mixture = spend(config.stage, config.train, out)
@@ -92,16 +95,15 @@ def _anneal(config: AnnealConfig, inputs: dict[str, Path], out: Path) -> dict:
         level = replace(config.train.optim, lr_final=1.0)
         stage = replace(config.stage, mix=config.control_mix or config.stage.mix)
         spend(stage, replace(config.train, optim=level, snapshot_every=0), out / "control")
+    last, tokenizer = checkpoints(out / "snapshots")[-config.average_last :], base.tokenizer()
+    mean = average([TrainedCheckpoint(path, base.config, tokenizer) for path in last], config.average_decay)
+    nats = held.nats(placed(mean, config.train))
     if launch.rank() != 0:
         return {}
-    last = checkpoints(out / "snapshots")[-config.average_last :]
-    tokenizer = base.tokenizer()
-    mean = average([TrainedCheckpoint(path, base.config, tokenizer) for path in last], config.average_decay)
     export(mean, out / "model")
     write_mixture([mixture], out, seen["tokens"])
-    model, _ = load(out / "model", getattr(torch, config.train.dtype))
     scores = {
-        "averaged": (held.nats(model), held.bytes),
+        "averaged": (nats, held.bytes),
         "last": read_scores(out),
         "before": read_scores(inputs["base"]),
     }
@@ -114,6 +116,16 @@ def _anneal(config: AnnealConfig, inputs: dict[str, Path], out: Path) -> dict:
     changes = {f"averaged_less_{name}": change(found, scores["averaged"]) for name, found in scores.items()}
     del changes["averaged_less_averaged"]
     return numbers | {"heldout_bits_per_byte": plain.pop("averaged"), **plain, **changes, "averaged_states": len(last)}
+
+
+def placed(checkpoint: Checkpoint, config: TrainConfig) -> nn.Module:
+    """A model to be measured, under the layout that training has: whole, or this rank's part. Every rank calls."""
+    device = pick_device(config.device)
+    if config.layout.on(launch.world_size()).plain:
+        return load(checkpoint, getattr(torch, config.dtype))[0].to(device)
+    with weightless():
+        model = Llama(checkpoint.config)
+    return place(model, config, device, checkpoint.tensor).model
 
 
 _NAMES = {

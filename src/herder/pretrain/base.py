@@ -35,7 +35,7 @@ class PretrainConfig:
     seed: int = 0
     optional_sources: bool = False
     heldout_tokens: int = 60_000
-    """Held-out tokens for the curve; the evaluation takes all."""
+    """Held-out tokens for the curve, and for the scores of the steps that go on from here; the evaluation takes all."""
     processes: int = runtime(1)
     """Local processes of one thread each, where torchrun has not made them."""
 
@@ -72,7 +72,8 @@ def _pretrain(config: PretrainConfig, inputs: dict[str, Path], out: Path) -> dic
     stages = present(config.stages, shards.sources) if config.optional_sources else config.stages
     mixture = Mixture(shards, stages, config.seed)
     held = HeldOut(TokenShards(inputs["tokens"] / "heldout"), config.stages[-1].seq_len, config.heldout_tokens)
-    numbers = train_on(mixture, config.model, config.train, out, Scores({"heldout": held}, out), seed=config.seed)
+    scores = Scores({"heldout": held}, out, config.heldout_tokens)
+    numbers = train_on(mixture, config.model, config.train, out, scores, seed=config.seed)
     if launch.rank() == 0:
         export(TrainedCheckpoint(out / "final", config.model, tokenizer), out / "model")
         numbers["heldout_bits_per_byte"] = bits_per_byte(*read_scores(out))

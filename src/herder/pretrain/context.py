@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from herder import launch
 from herder.config import at_least_one, runtime
 from herder.convert import Checkpoint, TrainedCheckpoint, export, load, open_checkpoint
@@ -23,7 +25,7 @@ from herder.model import LlamaConfig, RopeScaling
 from herder.pretrain.base import train_on, write_mixture
 from herder.pretrain.needle import NeedleConfig, NeedleScore, needle_test
 from herder.pretrain.scores import FILE as SCORES
-from herder.pretrain.scores import Beyond, Scores, bits_per_byte, change, context_of, read_scores
+from herder.pretrain.scores import Beyond, Scores, asked, bits_per_byte, change, read_scores
 from herder.pretrain.stages import present
 from herder.records import Measure, write_jsonl
 from herder.steps import read_json
@@ -90,11 +92,11 @@ class ContextConfig:
     needle: NeedleConfig = NeedleConfig()
     rope_scaling: RopeScaling | None = None
     """None keeps what the model has: the paper raises the RoPE base to 500,000 from the start instead."""
-    heldout_tokens: int = 60_000
-    """As in the step before, whose scores are compared with."""
     beyond_tokens: int = 60_000
     """Positions of held-out documents longer than the old context, for the loss beyond it."""
     optional_sources: bool = False
+    """Sources that the shards lack are left out of the mix; where no held-out document is long enough, nothing is asked of the
+    loss beyond the old context, which is then told of 0 documents."""
     device: str = runtime("cpu")
     """Where the needle test runs."""
     processes: int = runtime(1)
@@ -155,12 +157,13 @@ def _extend(config: ContextConfig, inputs: dict[str, Path], out: Path) -> dict:
     measures = {name: Measure.from_json(numbers[name]) for name in MEASURES}
     needles = {f"needles_found_at_{n}": Measure.from_json(m) for n, m in numbers["needles"].items()}
     gate = {f"gate_{name}": m for name, m in vars(found).items()}
-    return {"context": new, "rounds": len(mixtures), **numbers["training"], **measures, **gate, **needles}
+    measured = {name: m for name, m in {**measures, **gate, **needles}.items() if m.n}
+    return {"context": new, "rounds": len(mixtures), **numbers["training"], **measured}
 
 
 def _contexts(config: ContextConfig, base: Path) -> tuple[int, int]:
     """(old, new) tokens of context."""
-    old, new = context_of(base), config.stage.seq_len
+    old, new = asked(base)[0], config.stage.seq_len
     if new <= old:
         raise ValueError(f"stage.seq_len is {new}, and the model has learned rows of {old} already; give a longer one")
     return old, new
@@ -176,17 +179,18 @@ def _round(
     old: int,
 ) -> None:
     """Trains one round in `folder`, measures what the gate asks, and marks it finished."""
-    new, heldout = config.stage.seq_len, TokenShards(inputs["tokens"] / "heldout")
+    new, heldout, tokens = config.stage.seq_len, TokenShards(inputs["tokens"] / "heldout"), asked(inputs["base"])[1]
     folder.mkdir(exist_ok=True)
     sets = {
-        "heldout": HeldOut(heldout, new, config.heldout_tokens),
-        "short": HeldOut(heldout, old, config.heldout_tokens),
-        "beyond": Beyond(heldout, old, new, config.beyond_tokens),
+        "heldout": HeldOut(heldout, new, tokens),
+        "short": HeldOut(heldout, old, tokens),
     }
-    numbers = train_on(mixture, shape, config.train, folder, Scores(sets, folder), start=start)
+    if Beyond.there(heldout, old) or not config.optional_sources:
+        sets["beyond"] = Beyond(heldout, old, new, config.beyond_tokens)
+    numbers = train_on(mixture, shape, config.train, folder, Scores(sets, folder, tokens), start=start)
     if launch.rank() != 0:
         return
-    beyond, _ = read_scores(folder, "beyond")
+    beyond = read_scores(folder, "beyond")[0] if "beyond" in sets else np.zeros((0, 2))
     tokenizer = open_checkpoint(inputs["base"]).tokenizer()
     needle = _needles(config, TrainedCheckpoint(folder / "final", shape, tokenizer), heldout)
     found = Found(
@@ -261,12 +265,9 @@ def _tables(numbers: dict, old: int, new: int) -> list[dict]:
         f"tokens {old // 2 + 1:,} to {old:,}": numbers["just_before"],
     }
     needles = {f"of {int(length):,} tokens": measure for length, measure in numbers["needles"].items()}
-    return [
+    tables = [
         table(f"Context of {new:,}: held-out documents in rows of {old:,} (lower is better)", "bits per byte", short),
-        table(
-            f"Context of {new:,}: long held-out documents, beyond the old context and just before",
-            "nats per token",
-            beyond,
-        ),
+        table(f"Context of {new:,}: long held-out documents, nats per token", "nats per token", beyond),
         table(f"Context of {new:,}: needles found in a haystack", "%", needles),
     ]
+    return [found for found in tables if all(row["measure"]["n"] for row in found["rows"])]

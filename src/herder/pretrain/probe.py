@@ -72,14 +72,8 @@ def _probe(config: ProbeConfig, inputs: dict[str, Path], out: Path) -> dict:
         folder = out / name
         folder.mkdir(exist_ok=True)
         mixture = Mixture(shards, [stage], seen["seed"], before=seen["tokens"])
-        train_on(
-            mixture,
-            base.config,
-            config.train,
-            folder,
-            Scores({"heldout": held}, folder),
-            start=inputs["base"] / "final",
-        )
+        scorer = Scores({"heldout": held}, folder, config.heldout_tokens)
+        train_on(mixture, base.config, config.train, folder, scorer, start=inputs["base"] / "final")
         if launch.rank() == 0:
             scores[name.removeprefix(SET)] = read_scores(folder)
     if launch.rank() != 0:

@@ -41,10 +41,13 @@ class Documents(Protocol):
 
 
 class Scores:
-    """What the trainer calls to measure: bits per byte of every named set, for the curves; the documents' own into `out`."""
+    """What the trainer calls to measure: bits per byte of every named set, for the curves; the documents' own into `out`.
 
-    def __init__(self, sets: Mapping[str, Documents], out: Path):
-        self.sets, self.out = sets, out
+    `tokens` is how many held-out tokens were asked for, so that a later step can take the same documents.
+    """
+
+    def __init__(self, sets: Mapping[str, Documents], out: Path, tokens: int):
+        self.sets, self.out, self.tokens = sets, out, tokens
 
     def __call__(self, model: Llama) -> dict[str, float]:
         nats = {name: documents.nats(model) for name, documents in self.sets.items()}
@@ -54,7 +57,7 @@ class Scores:
                 for name, held in self.sets.items()
             }
             part = self.out / f"{FILE}.part"
-            part.write_text(json.dumps(data))
+            part.write_text(json.dumps({"tokens": self.tokens, "sets": data}))
             os.replace(part, self.out / FILE)
         plain = {name: found for name, found in nats.items() if found.ndim == 1}
         return {f"{n}_bits_per_byte": bits_per_byte(found, self.sets[n].bytes).value for n, found in plain.items()}
@@ -62,13 +65,14 @@ class Scores:
 
 def read_scores(folder: Path, name: str = "heldout") -> Scored:
     """(nats, bytes) of a set's documents, as `Scores` last wrote them."""
-    found = read_json(folder / FILE)[name]
+    found = read_json(folder / FILE)["sets"][name]
     return np.asarray(found["nats"]), found["bytes"]
 
 
-def context_of(folder: Path) -> int:
-    """Tokens of the rows in which a step has measured its held-out documents: the context it has learned."""
-    return int(read_json(folder / FILE)["heldout"]["seq_len"])
+def asked(folder: Path) -> tuple[int, int]:
+    """What a step has measured its held-out documents with: tokens a row (the context it has learned), and tokens in all."""
+    found = read_json(folder / FILE)
+    return int(found["sets"]["heldout"]["seq_len"]), int(found["tokens"])
 
 
 def bits_per_byte(nats: np.ndarray, size: list[int]) -> Measure:
@@ -83,14 +87,18 @@ def change(before: Scored, after: Scored) -> Measure:
     if before[1] != after[1]:
         raise ValueError(
             f"the two scores are of different held-out documents ({len(before[1])} and {len(after[1])}); give both steps the "
-            "same tokens and heldout_tokens"
+            "same tokens"
         )
     return bits_per_byte(after[0] - before[0], after[1])
 
 
 class Beyond:
     """Held-out documents longer than the context `old`, one a row of `new` tokens: nats per token just before `old` and beyond
-    it. "Just before" is the last half of the old context."""
+    it. "Just before" is the last half of the old context. `there` says whether there are any; raises ValueError where not."""
+
+    @staticmethod
+    def there(shards: TokenShards, old: int) -> bool:
+        return any((np.diff(source.offsets) > old + LEAST_BEYOND).any() for source in shards.sources.values())
 
     def __init__(self, shards: TokenShards, old: int, new: int, max_tokens: int, rows: int = 4):
         self.old, self.rows = old, rows
