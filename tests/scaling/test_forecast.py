@@ -1,9 +1,12 @@
 """The two-step forecast against benchmarks whose line and sigmoid are known."""
 
+import json
+
 import numpy as np
 import pytest
 
-from herder.scaling import Score, fit_forecast
+from herder.cli import app
+from herder.scaling import Score, fit_forecast, forecast_file
 
 FLAGSHIP = 3.8e25
 
@@ -86,3 +89,51 @@ def test_scores_that_cannot_be_fitted_are_refused(points, chance, why):
 def test_a_budget_that_is_none_is_refused():
     with pytest.raises(ValueError, match="positive finite"):
         fit_forecast(scores(), 0.25).accuracy(0)
+
+
+def write(rows, path):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows():
+    return [
+        {
+            "nll_per_character": s.nll_per_character,
+            "accuracy": s.accuracy,
+            **({"extra": True} if s.extra else {"flops": s.flops}),
+        }
+        for s in scores()
+    ]
+
+
+def test_a_file_of_scores_is_forecast_on_the_command_line(tmp_path, capsys):
+    path = write(rows(), tmp_path / "scores.jsonl")
+    app(
+        ["scaling", "forecast", str(path), "--chance", "0.25", "--flops", str(FLAGSHIP), "--json"],
+        standalone_mode=False,
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert (found["models"], found["extra_models"]) == (9, 4)
+    assert found["line"]["slope"] == pytest.approx(-0.025)
+    forecast = found["forecasts"][0]
+    assert forecast["flops"] == FLAGSHIP
+    assert forecast["nll_per_character"]["value"] == pytest.approx(nll_of(FLAGSHIP))
+    assert forecast["accuracy"]["value"] == pytest.approx(accuracy_of(nll_of(FLAGSHIP)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"accuracy": None}, "`accuracy` is missing"),
+        ({"accuracy": "high"}, "`accuracy` is 'high'"),
+        ({"flops": True}, "`flops` is True"),
+        ({"nll_per_character": float("nan")}, "`nll_per_character` is nan"),
+    ],
+)
+def test_a_damaged_score_is_named_by_its_row(tmp_path, change, says):
+    path = write([*rows()[:2], rows()[2] | change, *rows()[3:]], tmp_path / "scores.jsonl")
+    with pytest.raises(ValueError, match=f"row 3: {says}"):
+        forecast_file(path, 0.25, [FLAGSHIP])
+    with pytest.raises(ValueError, match="is not a file"):
+        forecast_file(tmp_path / "none.jsonl", 0.25, [FLAGSHIP])
