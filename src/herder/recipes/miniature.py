@@ -17,20 +17,71 @@ from herder.curate import CurateConfig, audit, curate
 from herder.evaluate import CompressionConfig, DialogueEvaluation, compare_compression, evaluate_dialogues
 from herder.model import SHAPES, LlamaConfig
 from herder.posttrain import OPEN, DialogueConfig, FineTuneConfig, fine_tune, make_dialogues
-from herder.pretrain import PretrainConfig, TokenizeConfig, TokenizerConfig, pretrain, tokenize, train_tokenizer
+from herder.pretrain import (
+    AnnealConfig,
+    BestConfig,
+    ContextConfig,
+    Gate,
+    NeedleConfig,
+    PretrainConfig,
+    TokenizeConfig,
+    TokenizerConfig,
+    anneal,
+    extend_context,
+    pretrain,
+    ramp,
+    select_best,
+    tokenize,
+    train_tokenizer,
+)
 from herder.scaling.mix import MixConfig
 from herder.scaling.mix import mix_search as search_mix
 from herder.scaling.sweep import Budget, SweepConfig, check, sweep
 from herder.steps import Step
-from herder.train import OptimConfig, Stage, TrainConfig
+from herder.train import Layout, OptimConfig, Stage, TrainConfig
 
+_DEFAULT = {"general": 0.5, "code": 0.25, "multilingual": 0.25}
+_TOKENS = 1_966_080
+_OPTIM = OptimConfig(kind="muon", lr=1e-2, lr_muon=1e-2, warmup_steps=20, lr_final=0.1, weight_decay=0.05)
 _BASE = PretrainConfig(
     model=SHAPES["miniature"],
-    train=TrainConfig(
-        optim=OptimConfig(kind="muon", lr=1e-2, lr_muon=1e-2, warmup_steps=20, lr_final=0.02, weight_decay=0.05),
-        heldout_every=120,
+    train=TrainConfig(optim=_OPTIM, heldout_every=256),
+    # The paper's ramp, smaller: rows are short at first, steps grow to their full size at 18% of the tokens (3.4.1).
+    stages=ramp(_TOKENS, {0: (8, 128), 16_384: (6, 256), 0.184 * _TOKENS: (8, 256)}, {0: _DEFAULT}),
+    optional_sources=True,
+    processes=2,
+)
+_LEVEL = replace(
+    _OPTIM, lr=_OPTIM.lr * _OPTIM.lr_final, lr_muon=_OPTIM.lr_muon * _OPTIM.lr_final, warmup_steps=0, decay="linear"
+)
+"""Longer contexts and annealing go on at the rate that the base model ended with."""
+
+
+def _context(seq_len: int, rows: int, steps: int) -> ContextConfig:
+    return ContextConfig(
+        train=TrainConfig(optim=replace(_LEVEL, lr_final=1.0), layout=Layout(micro_batch=rows // 2, shard=1)),
+        stage=Stage(steps, rows, seq_len, _DEFAULT),
+        # Models of this size find no needle at any context: the share is told as it is, and the loss is asked instead.
+        gate=Gate(short_margin=0.01, beyond_margin=0.0, min_needle=0.0),
+        needle=NeedleConfig(lengths=(0.5, 1.0), depths=(0.0, 0.5, 1.0)),
+        extra_steps=steps // 2,
+        extra_rounds=2,
+        beyond_tokens=32_000,
+        optional_sources=True,
+        processes=2,
+    )
+
+
+_ANNEAL = AnnealConfig(
+    train=TrainConfig(optim=replace(_LEVEL, lr_final=0.0), snapshot_every=4, layout=Layout(micro_batch=1, shard=1)),
+    stage=Stage(
+        64,
+        2,
+        1024,
+        {name: 0.7 * share for name, share in _DEFAULT.items()}
+        | {f"best_{name}": 0.3 * share for name, share in _DEFAULT.items()},
     ),
-    stages=(Stage(960, 8, 256, {"general": 0.5, "code": 0.25, "multilingual": 0.25}),),
+    average_last=4,
     optional_sources=True,
     processes=2,
 )
@@ -119,6 +170,9 @@ class Config:
     sweep: SweepConfig = _SWEEP
     mix: MixConfig = _MIX
     pretrain: PretrainConfig = _BASE
+    contexts: tuple[ContextConfig, ...] = (_context(512, 4, 24), _context(1024, 2, 24))
+    best: BestConfig = BestConfig()
+    anneal: AnnealConfig = _ANNEAL
     dialogues: DialogueConfig = _DIALOGUES
     sft: FineTuneConfig = _SFT
     compression: CompressionConfig = CompressionConfig()
@@ -147,25 +201,41 @@ class CurateStep:
 
 
 def recipe(config: Config) -> list[Step]:
-    """The graph: pages, documents, tokenizer, tokens, scaling sweep, base model, dialogues, fine-tuned model, what it learned."""
+    """The graph: pages, documents, tokenizer, tokens, scaling sweep, base model in longer contexts, annealed; dialogues,
+    fine-tuned model, what it learned."""
     corpus, bpe, tokens, last = data(config)
     base = Step("3_pretrain/base", pretrain, config.pretrain, {"tokens": tokens, "tokenizer": bpe})
     if config.sweep.budgets:
         predicted = sweep(config.sweep, config.pretrain, {"tokens": tokens, "tokenizer": bpe}, "3_scaling")
         last += [predicted, Step("3_scaling/check", check, None, {"forecast": predicted, "base": base})]
+    model, best = longer_and_annealed(config, base, corpus, bpe, tokens)
     dialogues = Step("4_posttrain/dialogues", make_dialogues, config.dialogues, {"corpus": corpus})
     shuffled = replace(config.sft, dialogues="shuffled.jsonl")
-    control = Step("4_posttrain/control", fine_tune, shuffled, {"base": base, "dialogues": dialogues})
-    sft = Step("4_posttrain/sft", fine_tune, config.sft, {"base": base, "dialogues": dialogues})
+    control = Step("4_posttrain/control", fine_tune, shuffled, {"base": model, "dialogues": dialogues})
+    sft = Step("4_posttrain/sft", fine_tune, config.sft, {"base": model, "dialogues": dialogues})
     compression = Step(
         "5_evaluate/compression",
         compare_compression,
         config.compression,
-        {"corpus": corpus, "tokens": tokens, "model": base},
+        {"corpus": corpus, "tokens": tokens, "best": best, "model": model},
     )
-    models = {"before": base, "shuffled": control, "after": sft}
+    models = {"before": model, "shuffled": control, "after": sft}
     answers = Step("5_evaluate/answers", evaluate_dialogues, config.answers, {"dialogues": dialogues, **models})
     return [*last, compression, answers]
+
+
+def longer_and_annealed(config: Config, model: Step, corpus: Step, bpe: Step, tokens: Step) -> tuple[Step, Step]:
+    """Steps of the annealed model and of the best documents it was annealed on."""
+    for context in config.contexts:
+        if config.data:  # whether the ends of unknown documents are harder than their middles, nobody can say
+            context = replace(context, gate=replace(context.gate, beyond_margin=None))
+        name = f"3_pretrain/context_{context.stage.seq_len}"
+        model = Step(name, extend_context, context, {"base": model, "tokens": tokens})
+    sources = {"corpus": corpus, "tokenizer": bpe}
+    if "web" in corpus.inputs:
+        sources["benchmarks"] = corpus.inputs["web"]
+    best = Step("3_pretrain/best", select_best, config.best, sources)
+    return Step("3_pretrain/annealed", anneal, config.anneal, {"base": model, "tokens": tokens, "best": best}), best
 
 
 def mix_search(config: Config) -> Step:
