@@ -6,6 +6,7 @@ and sum exactly, patterns of bits, bytes read back. No tolerance has to be chose
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -101,7 +102,8 @@ def disk(folder: Path) -> tuple[str, str]:
             return "", f"{folder} is full; free some space"
         return f"{folder} cannot be written ({error.strerror})", ""
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink()
     return "", f"{folder} has {free >> 20} MiB left" if free < FREE_BYTES else ""
 
 

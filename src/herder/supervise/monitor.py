@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TICK = 0.1
 DUMP_SECONDS = 3.0
 """How long ranks have to hand over their recorded collectives; one that shows no life for half of it is silent."""
+SETTLED_SECONDS = 5.0
+"""After a failure, by when every process of that attempt has shown itself or ended."""
 _STATES = {
     "T": "stopped",
     "t": "being traced",
@@ -45,10 +47,11 @@ class Monitor:
         self.begun, self.wall = time.monotonic(), time.time()
         self.starts, self.hangs, self.serial = 0, 0, 0
         self.pids: dict[int, int] = {}  # rank -> process of the present generation
-        self.failed, self.first_seen = True, self.begun
+        self.known: set[int] = set()
+        self.attempt, self.failed, self.failed_at, self.first_seen = -1, True, self.begun, self.begun
         self.best, self.in_a_row, self.productive = -1, 0, 0.0
         self.best_before = -2  # the furthest step when the last generation failed
-        self.read, self.said_late, self.slow = 0, set(), set()
+        self.read, self.size, self.said_late, self.slow = 0, 0, set(), set()
         self.next_report, self.asked, self.lost_at = self.begun + config.report_every, None, None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="herder-monitor")
@@ -114,7 +117,11 @@ class Monitor:
 
     def _forward(self) -> None:
         """Copies new events to the log folder; those of ranks that carry a text are printed."""
-        events = watch.read_events(self.folder)
+        path = self.folder / "events.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        if size == self.size:
+            return
+        self.size, events = size, watch.read_events(self.folder)
         for event in events[self.read :]:
             with contextlib.suppress(OSError), open(self.log / "events.jsonl", "a") as file:
                 file.write(json.dumps(event) + "\n")
@@ -123,15 +130,22 @@ class Monitor:
         self.read = len(events)
 
     def _meet(self, beats: dict[int, dict]) -> None:
-        """A process not seen before, after all before it have failed, begins a new generation."""
-        fresh = {r: b["pid"] for r, b in beats.items() if self.pids.get(r) != b["pid"] and _status(b["pid"]) is None}
+        """Processes of a later attempt than the one that failed begin a new generation; where the nodes have changed the agent
+        counts no attempt, and time tells."""
+        fresh = {r: b["pid"] for r, b in beats.items() if b["pid"] not in self.known}
+        if self.failed:
+            since = time.monotonic() - self.failed_at
+            fresh = {
+                r: pid for r, pid in fresh.items() if beats[r]["attempt"] > self.attempt or since > SETTLED_SECONDS
+            }
         if fresh and self.failed:
             self.pids, self.failed, self.lost_at = {}, False, None
             self.starts += 1
             self.first_seen, self.said_late, self.slow, self.asked = time.monotonic(), set(), set(), None
             self.next_report = self.first_seen + self.config.report_every
-        if not self.failed:
-            self.pids |= fresh
+        self.pids |= fresh
+        self.known |= set(fresh.values())
+        self.attempt = max([self.attempt, *(beats[r]["attempt"] for r in fresh)])
 
     def _refusals(self) -> None:
         for path in sorted(self.folder.glob("refused-*.json")):
@@ -243,7 +257,7 @@ class Monitor:
         if len(dumps) < len(here) and now - since < DUMP_SECONDS:
             return
         self.asked, self.next_report = None, now + self.config.report_every
-        paces = recorder.stragglers(dumps)
+        paces = recorder.stragglers(dumps, self.config.report_every)
         with contextlib.suppress(OSError):
             rows = [vars(p) | {"seconds": here[p.rank]["seconds"]} for p in paces if p.rank in here]
             (self.log / "pace.json").write_text(json.dumps(rows, indent=1))
@@ -259,7 +273,7 @@ class Monitor:
 
     def _fail(self, kind: str, text: str, facts: dict) -> None:
         """This generation is over. The agent restarts it, unless too many in a row have come no further."""
-        self.failed = True
+        self.failed, self.failed_at = True, time.monotonic()
         self.in_a_row = self.in_a_row + 1 if self.best <= self.best_before else 1
         self.best_before = self.best
         self.say(kind, text, at_step=self.best, **facts)

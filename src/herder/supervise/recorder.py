@@ -19,6 +19,8 @@ from pathlib import Path
 BUFFER = "TORCH_FR_BUFFER_SIZE"
 ENTRIES = 2000
 """Collectives that each rank remembers."""
+BACKGROUND = "background"
+"""Description of groups whose collectives no step waits for, such as the writer's of checkpoints."""
 _FIELDS = ("profiling_name", "collective_seq_id", "p2p_seq_id", "is_p2p", "retired", "state", "process_group")
 _FIELDS += ("input_sizes", "output_sizes", "time_created_ns", "time_discovered_started_ns", "duration_ms")
 
@@ -164,8 +166,9 @@ class Pace:
     ratio: float
 
 
-def stragglers(dumps: dict[int, dict], least: int = 4) -> list[Pace]:
-    """Paces of all ranks by process group, slowest first; groups with fewer than `least` common collectives are left out.
+def stragglers(dumps: dict[int, dict], window: float = float("inf"), least: int = 4) -> list[Pace]:
+    """Paces of all ranks by process group over the last `window` seconds, slowest first; groups with fewer than `least`
+    collectives in common are left out.
 
     What a rank did not spend waiting for the last one to arrive it spent itself. Arrival is when the collective was called
     (gloo) or began on the device (NCCL), less the host's clock offset; where the recorder has a duration, the wait is its
@@ -176,7 +179,12 @@ def stragglers(dumps: dict[int, dict], least: int = 4) -> list[Pace]:
     paces = []
     for name in sorted({name for per_rank in calls.values() for name in per_rank}):
         members = [r for r in groups.get(name, {}).get("ranks", sorted(calls)) if r in calls]
+        if groups.get(name, {}).get("desc") == BACKGROUND:
+            continue
         common = sorted(set.intersection(*(set(calls[r][name]) for r in members))) if len(members) > 1 else []
+        if common:
+            last = {n: max(_arrival(calls[r][name][n], dumps[r]) for r in members) for n in common}
+            common = [n for n in common if last[n] >= max(last.values()) - window]
         if len(common) < least:
             continue
         times = {r: [_arrival(calls[r][name][n], dumps[r]) for n in common] for r in members}

@@ -41,6 +41,7 @@ class Watch:
             "pid": os.getpid(),
             "host": host(),
             "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
+            "attempt": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
             "step": -1,
             "phase": "start",
             "since": now,

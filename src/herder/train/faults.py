@@ -117,9 +117,11 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> list[int]:
     sums = []
     for tensor in tensors:
         local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach().contiguous()
-        start, size = local.storage_offset() * local.element_size(), local.numel() * local.element_size()
+        size = local.numel() * local.element_size()
         words = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
-        kind = next(kind for width, kind in words if start % width == size % width == 0)
+        width, kind = next((width, kind) for width, kind in words if size % width == 0)
+        if local.storage_offset() * local.element_size() % width:
+            local = local.clone()  # where it lies must not matter: copies on other ranks lie elsewhere
         sums.append(local.view(-1).view(kind).sum(dtype=torch.int64))
     if not sums:
         return []

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from herder.supervise.recorder import BACKGROUND
+
 _CONTROL_TIMEOUT = datetime.timedelta(days=7)
 """Of groups of their own: a slow disk is no fault, and who waits there watches for progress otherwise."""
 
@@ -34,7 +36,7 @@ class Ranks:
             return self
         # without use_local_synchronization: torch then names the group after how many a rank has, which ranks of a mesh differ in
         members = dist.get_process_group_ranks(self.group or dist.group.WORLD)
-        return Ranks(dist.new_group(members, timeout=_CONTROL_TIMEOUT, backend="gloo"))
+        return Ranks(dist.new_group(members, timeout=_CONTROL_TIMEOUT, backend="gloo", group_desc=BACKGROUND))
 
     def close(self) -> None:
         """Gives up the group that `another` made."""
