@@ -18,9 +18,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from herder import launch
 from herder.train.checkpoint import Checkpoints, Saved, checkpoints, load_checkpoint
+from herder.train.staging import Planner
 
 SHAPES = {
     "layers.0.column": (12, 10),
@@ -241,7 +243,9 @@ def test_every_element_is_written_once(four):
     for layout in sorted((folder / "layouts").iterdir()):
         files = sorted((layout / "step-00000002").glob("*.safetensors"))
         assert len(files) == 4
-        assert sum(t.numel() for file in files for t in load_file(file).values()) == count
+        shards = [t for file in files for t in load_file(file).values()]
+        assert sum(t.numel() for t in shards) == count
+        assert all(t.numel() for t in shards)
 
 
 def test_a_full_disk_of_one_rank_is_every_ranks_error(four):
@@ -268,3 +272,16 @@ def test_a_missing_shard_and_another_model_are_told_on_every_rank(four):
 def test_any_layout_of_eight_ranks_loads_what_any_other_saved(tmp_path):
     launch.run_local(eight_ranks, (tmp_path,), 8)
     check({name: Saved(tmp_path / "1" / "step-00000002").tensor(name) for name in ("master/layers.1.odd",)})
+
+
+def test_a_shard_that_torch_places_wrongly_is_refused_instead_of_saved_elsewhere():
+    # FSDP over 3 of the 6 rows that an uneven cut by TP left on this rank: it holds 2, torch's placements say 1
+    dist.init_process_group("fake", store=FakeStore(), rank=5, world_size=6)
+    try:
+        mesh = init_device_mesh("cpu", (3, 2), mesh_dim_names=("dp", "tp"))
+        placements = [_StridedShard(0, split_factor=2), Shard(0)]
+        held = DTensor.from_local(torch.zeros(2, 3), mesh, placements, run_check=False, shape=(13, 3), stride=(3, 1))
+        with pytest.raises(ValueError, match="tensor-parallel degree"):
+            Planner({"master/w": held}).create_local_plan()
+    finally:
+        dist.destroy_process_group()

@@ -35,11 +35,18 @@ class Planner(DefaultSavePlanner):
         self.staged: dict[MetadataIndex, torch.Tensor] = {}
 
     def create_local_plan(self) -> SavePlan:
-        items = [
-            item
-            for item in super().create_local_plan().items
-            if 0 not in item.tensor_data.chunk.sizes or 0 in item.tensor_data.size
-        ]
+        """Raises ValueError where a shard is not the part of its tensor that its placements say."""
+        items = []
+        for item in super().create_local_plan().items:
+            chunk, name = item.tensor_data.chunk, item.index.fqn
+            if (held := self.lookup_object(item.index).shape) != chunk.sizes:
+                # torch 2.13 places such shards wrongly where FSDP cuts unevenly what TP has cut unevenly
+                raise ValueError(
+                    f"this rank holds {tuple(held)} of {name}, whose layout says {tuple(chunk.sizes)}; choose a "
+                    f"tensor-parallel degree that divides its shape {tuple(item.tensor_data.size)}"
+                )
+            if 0 not in chunk.sizes or 0 in item.tensor_data.size:
+                items.append(item)
         return SavePlan(items)
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
