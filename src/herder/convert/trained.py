@@ -13,7 +13,7 @@ import torch
 from herder.convert.checkpoint import Checkpoint, check_tensors, check_tokenizer
 from herder.model import LlamaConfig
 from herder.tokenizer import Tokenizer
-from herder.train.saving import Saved
+from herder.train.checkpoint import Saved
 
 MASTER = "master/"
 
