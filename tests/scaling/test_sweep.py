@@ -26,15 +26,19 @@ SMALL = {
 }
 MIX = {"a": 0.5, "b": 0.25, "c": 0.25}
 TRAIN = TrainConfig(
-    OptimConfig(lr=1e-2, warmup_steps=9), dtype="float32", device="cpu", layout=Layout(micro_batch=4, shard=1)
+    OptimConfig(lr=1e-2, warmup_steps=9, lr_final=0.2, decay="linear", decay_steps=7000),
+    dtype="float32",
+    device="cpu",
+    layout=Layout(micro_batch=4, shard=1),
 )
 TARGET = PretrainConfig(
-    BASE, TRAIN, (Stage(500, 4, 32, {"a": 1.0, "b": 1.0}), Stage(500, 4, 32, {"c": 1.0})), heldout_tokens=10_000
+    BASE, TRAIN, (Stage(1000, 4, 16, {"a": 1.0, "b": 1.0}), Stage(500, 4, 32, {"c": 1.0})), heldout_tokens=10_000
 )
 SWEEP = SweepConfig(
     shapes={name: replace(s, vocab_size=999) for name, s in SMALL.items()},
     budgets=(Budget(1 / 200, 2, ("dim16", "dim32")), Budget(1 / 50, 4, ("dim16", "dim32"))),
-    train=TRAIN,
+    lr=1e-2,
+    lr_muon=1e-2,
     lr_exponent=0.25,
     warmup_share=0.1,
 )
@@ -58,6 +62,7 @@ def test_peaks_fall_with_size_by_the_exponent_and_warm_up_is_a_share():
     assert small.train.optim.lr == 1e-2
     assert large.train.optim.lr == pytest.approx(1e-2 * ratio)
     assert large.train.optim.warmup_steps == round(0.1 * large.stages[0].steps)
+    assert (large.train.optim.lr_final, large.train.optim.decay) == (TRAIN.optim.lr_final, TRAIN.optim.decay)
 
 
 def test_the_forecast_needs_every_point_and_not_the_target():
@@ -70,7 +75,7 @@ def test_the_forecast_needs_every_point_and_not_the_target():
         *(f"3_scaling/{n}" for n in last.inputs),
     }
     assert last.config.flops == training_flops(TARGET)
-    assert last.config.tokens == 1000 * 4 * 32
+    assert last.config.tokens == 1000 * 4 * 32  # 1,000 steps of 4 x 16 and 500 of 4 x 32
 
 
 def test_literals_that_make_no_sweep_are_refused():

@@ -108,10 +108,8 @@ _SWEEP = SweepConfig(
         Budget(1 / 50, 4, ("dim16", "dim24", "dim48", "dim96")),
         Budget(1 / 20, 4, ("dim24", "dim32", "dim48", "dim96")),
     ),
-    train=TrainConfig(
-        optim=OptimConfig(kind="muon", lr=2e-2, lr_muon=2e-2, lr_final=0.02, weight_decay=0.05),
-        checkpoint_seconds=10.0,
-    ),
+    lr=2e-2,
+    lr_muon=2e-2,
     lr_exponent=0.23,
     warmup_share=0.1,
 )

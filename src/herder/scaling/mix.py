@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from herder.config import at_least_one
+from herder.config import at_least_one, runtime
 from herder.model import LlamaConfig
 from herder.pretrain import PretrainConfig
 from herder.records import Measure
 from herder.scaling.isoflop import widen
 from herder.scaling.mixing import fit_mix, lattice
 from herder.scaling.report import write_json
-from herder.scaling.sweep import train_point, whole_mix
+from herder.scaling.sweep import small_run, train_point, whole_mix
 from herder.steps import Step, read_json
-from herder.train import Stage, TokenShards
+from herder.train import Layout, Stage, TokenShards
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class MixConfig:
     """Times that the target may read a source: up to four, repeating is about as good as new text (Muennighoff et al. 2023)."""
     learning_rates: dict[str, float] = field(default_factory=dict)
     """`lr` and `lr_muon` of all these runs; empty: the target's."""
+    layout: Layout = runtime(Layout(micro_batch=8, shard=1))
 
     def __post_init__(self):
         at_least_one(self, "degree", "steps", "rows_per_step", "check_steps", "check_rows_per_step")
@@ -70,7 +71,7 @@ def mix_search(config: MixConfig, target: PretrainConfig, inputs: Mapping[str, S
     target's mix. inputs: the steps "tokens" and "tokenizer"."""
     default, tokens = whole_mix(target.stages), sum(s.steps * s.tokens_per_step for s in target.stages)
     small = _run(
-        config, target, config.model, Stage(config.steps, config.rows_per_step, target.stages[0].seq_len, default)
+        config, target, config.model, Stage(config.steps, config.rows_per_step, target.stages[-1].seq_len, default)
     )
     runs = {
         "mix-" + "-".join(f"{100 * share:.0f}" for share in mix.values()): _with_mix(small, mix)
@@ -79,7 +80,7 @@ def mix_search(config: MixConfig, target: PretrainConfig, inputs: Mapping[str, S
     points = {name: Step(f"{stage}/{name}", train_point, run, dict(inputs)) for name, run in runs.items()}
     wanted = MixChoice(config.weights, default, tokens, config.least_share, config.max_epochs)
     choice = Step(f"{stage}/choice", choose_mix, wanted, {"tokens": inputs["tokens"], **points})
-    long = Stage(config.check_steps, config.check_rows_per_step, target.stages[0].seq_len, default)
+    long = Stage(config.check_steps, config.check_rows_per_step, target.stages[-1].seq_len, default)
     large = _run(config, target, config.check_model, long)
     pairs = {}
     for seed in config.check_seeds:
@@ -90,8 +91,9 @@ def mix_search(config: MixConfig, target: PretrainConfig, inputs: Mapping[str, S
 
 
 def _run(config: MixConfig, target: PretrainConfig, model: LlamaConfig, stage: Stage) -> PretrainConfig:
-    optim = replace(target.train.optim, **config.learning_rates, warmup_steps=max(1, stage.steps // 10))
-    train = replace(target.train, optim=optim, heldout_every=0, snapshot_every=0)
+    warmup = max(1, stage.steps // 10)
+    optim = replace(target.train.optim, **config.learning_rates, warmup_steps=warmup, decay_steps=0)
+    train = replace(small_run(target.train, optim), layout=config.layout)
     return replace(target, model=replace(model, vocab_size=target.model.vocab_size), train=train, stages=(stage,))
 
 

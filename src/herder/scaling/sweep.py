@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from herder import launch
-from herder.config import at_least_one
+from herder.config import at_least_one, runtime
 from herder.convert import save
 from herder.model import Llama, LlamaConfig
 from herder.pretrain import PretrainConfig, present
@@ -26,7 +26,7 @@ from herder.scaling.loss import fit_loss
 from herder.scaling.report import plot, summary, write_json
 from herder.steps import Step, read_json
 from herder.tokenizer import Tokenizer
-from herder.train import Mixture, NextToken, Stage, TokenShards, TrainConfig, train
+from herder.train import Layout, Mixture, NextToken, OptimConfig, Stage, TokenShards, TrainConfig, train
 from herder.train.heldout import HeldOut
 
 
@@ -48,17 +48,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Literals of a sweep. What it does not name (mix, sequence, seed, held-out set) is the target's."""
+    """Literals of a sweep. What it does not name is the target's: mix, sequence, seed, held-out set, optimizer and decay."""
 
     shapes: dict[str, LlamaConfig]
     """Shapes by name; the vocabulary is replaced by the target's."""
     budgets: tuple[Budget, ...]
-    train: TrainConfig
-    """Its learning rates are the peaks of the smallest shape; its warm-up steps are replaced."""
+    lr: float
+    """Peak learning rate of the smallest shape."""
+    lr_muon: float
+    """The same of Muon's matrices, where the target has them."""
     lr_exponent: float
     """Peaks fall with parameters to this power. The paper's 4e-4 at 40M to 2e-4 at 16B is 0.116."""
     warmup_share: float
     """Of a run's steps. The paper's 2,000 for every run is a share that small runs cannot spend."""
+    layout: Layout = runtime(Layout(micro_batch=8, shard=1))
+    """Of a point; the target's may cut what is too small to be cut."""
+    checkpoint_seconds: float = runtime(10.0)
 
     def __post_init__(self):
         for budget in self.budgets:
@@ -102,14 +107,14 @@ def sweep(config: SweepConfig, target: PretrainConfig, inputs: Mapping[str, Step
         tokens=tokens,
         flops=training_flops(target),
         shapes=(*shapes.values(), target.model),
-        context=(target.stages[0].seq_len + 1) / 2,
+        context=(target.stages[-1].seq_len + 1) / 2,
     )
     return Step(f"{stage}/forecast", forecast, planned, runs)
 
 
 def points(config: SweepConfig, target: PretrainConfig) -> dict[str, PretrainConfig]:
     """The runs of a sweep by name ("flops-2.5e12-dim96"), biggest budget and model first."""
-    whole, seq_len = training_flops(target), target.stages[0].seq_len
+    whole, seq_len = training_flops(target), target.stages[-1].seq_len
     smallest = min(replace(s, vocab_size=target.model.vocab_size).n_params for s in config.shapes.values())
     mix, found = whole_mix(target.stages), {}
     for budget in sorted(config.budgets, key=lambda b: -b.share):
@@ -117,17 +122,28 @@ def points(config: SweepConfig, target: PretrainConfig) -> dict[str, PretrainCon
             model = replace(config.shapes[name], vocab_size=target.model.vocab_size)
             tokens = budget.share * whole / model.flops_per_token((seq_len + 1) / 2)
             steps = max(1, round(tokens / (budget.rows_per_step * seq_len)))
-            fall, optim = (smallest / model.n_params) ** config.lr_exponent, config.train.optim
+            fall = (smallest / model.n_params) ** config.lr_exponent
             optim = replace(
-                optim, lr=optim.lr * fall, lr_muon=optim.lr_muon * fall, warmup_steps=round(config.warmup_share * steps)
+                target.train.optim,
+                lr=config.lr * fall,
+                lr_muon=config.lr_muon * fall,
+                warmup_steps=round(config.warmup_share * steps),
+                decay_steps=0,
             )
             found[f"flops-{budget.share * whole:.1e}-{name}".replace("e+", "e")] = replace(
                 target,
                 model=model,
-                train=replace(config.train, optim=optim),
+                train=replace(
+                    small_run(target.train, optim), layout=config.layout, checkpoint_seconds=config.checkpoint_seconds
+                ),
                 stages=(Stage(steps, budget.rows_per_step, seq_len, mix),),
             )
     return found
+
+
+def small_run(train: TrainConfig, optim: OptimConfig) -> TrainConfig:
+    """The target's way of training for a run that is only measured at its end."""
+    return replace(train, optim=optim, heldout_every=0, snapshot_every=0, keep_moments=False)
 
 
 def whole_mix(stages: tuple[Stage, ...]) -> dict[str, float]:
@@ -162,7 +178,7 @@ def train_point(config: PretrainConfig, inputs: dict[str, Path], out: Path) -> d
         measured["nats"] = held.nats(model)
         return {"heldout_bits_per_byte": measured["nats"].sum() / np.log(2) / sum(held.bytes)}
 
-    numbers = train(model, NextToken(mixture), replace(config.train, keep_moments=False), out, heldout)
+    numbers = train(model, NextToken(mixture), config.train, out, heldout)
     if launch.rank() != 0:
         return {}
     nats, targets, sources = measured["nats"], held.targets, np.array(held.sources)
