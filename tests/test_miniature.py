@@ -40,13 +40,17 @@ TINY = [
     "answers.max_tokens=16",
     "workers=2",
 ]
+POINT = "3_scaling/flops-"
+"""Every run of the scaling sweep is a step of its own."""
 STEPS = (
     "1_corpus/web",
     "1_corpus/documents",
     "1_corpus/audit",
     "2_tokenizer/bpe",
     "2_tokenizer/tokens",
+    "3_scaling/forecast",
     "3_pretrain/base",
+    "3_scaling/check",
     "3_pretrain/context_512",
     "3_pretrain/context_1024",
     "3_pretrain/best",
@@ -102,7 +106,11 @@ def whole(tmp_path_factory):
 def test_the_whole_line_stands_end_to_end(whole):
     run, said = whole
     steps = read_json(run / "run.json")["steps"]
-    assert sorted(row["name"] for row in steps) == sorted(STEPS)
+    names = [row["name"] for row in steps]
+    assert sorted(name for name in names if not name.startswith(POINT)) == sorted(STEPS)
+    assert sum(name.startswith(POINT) for name in names) == 16
+    assert names.index("3_scaling/forecast") < names.index("3_pretrain/base")  # before it is trained
+    assert "truth_inside" in read_json(step(run, "3_scaling/check") / "step.json")["numbers"]
     assert "report:" in said
     assert "chat:" in said
     page = (run / "report.html").read_text()
@@ -196,6 +204,8 @@ def test_ctrl_c_in_every_stage_continues_to_the_same_weights(whole, tmp_path):
     for name in ("3_pretrain/base", "4_posttrain/sft"):
         a, b = ((step(r, name) / "model" / "checksums.json").read_text() for r in (run, again))
         assert a == b
+    a, b = ((step(r, "3_scaling/forecast") / "points.jsonl").read_text() for r in (run, again))
+    assert a == b
 
 
 @pytest.mark.long
