@@ -97,7 +97,7 @@ def _anneal(config: AnnealConfig, inputs: dict[str, Path], out: Path) -> dict:
         spend(stage, replace(config.train, optim=level, snapshot_every=0), out / "control")
     last, tokenizer = checkpoints(out / "snapshots")[-config.average_last :], base.tokenizer()
     mean = average([TrainedCheckpoint(path, base.config, tokenizer) for path in last], config.average_decay)
-    nats = held.nats(placed(mean, config.train))
+    nats = held.nats(placed(mean, config.train), together=True)
     if launch.rank() != 0:
         return {}
     export(mean, out / "model")

@@ -22,6 +22,7 @@ from herder.model.attention import Packing
 from herder.records import Measure
 from herder.steps import read_json
 from herder.train import Rows, TokenShards
+from herder.train.heldout import added, my_part
 from herder.train.outputs import compute
 
 Scored = tuple[np.ndarray, list[int]]
@@ -37,7 +38,7 @@ class Documents(Protocol):
     bytes: list[int]
     packed: Rows
 
-    def nats(self, model: Llama) -> np.ndarray: ...
+    def nats(self, model: Llama, together: bool = False) -> np.ndarray: ...
 
 
 class Scores:
@@ -50,7 +51,7 @@ class Scores:
         self.sets, self.out, self.tokens = sets, out, tokens
 
     def __call__(self, model: Llama) -> dict[str, float]:
-        nats = {name: documents.nats(model) for name, documents in self.sets.items()}
+        nats = {name: documents.nats(model, together=True) for name, documents in self.sets.items()}
         if launch.rank() == 0:
             data = {
                 name: {"seq_len": held.packed.tokens.shape[1], "bytes": held.bytes, "nats": nats[name].tolist()}
@@ -126,19 +127,21 @@ class Beyond:
             torch.from_numpy(numbers),
         )
 
-    def nats(self, model: Llama) -> np.ndarray:
-        """(documents, 2): mean nats per token just before the old context's end, and beyond it. All ranks call."""
+    def nats(self, model: Llama, together: bool = False) -> np.ndarray:
+        """(documents, 2): mean nats per token just before the old context's end, and beyond it (`together` as `HeldOut`'s)."""
         device, was_training = next(model.parameters()).device, model.training
         found = np.zeros(tuple(self.packed.tokens.shape))
+        first, ranks = my_part(model) if together else (0, 1)
         model.eval()
         with torch.no_grad():
-            for start in range(0, len(found), self.rows):
+            for start in range(first * self.rows, len(found), ranks * self.rows):
                 rows = self.packed.map(lambda t, s=start: t[s : s + self.rows])
                 outputs = compute(model, rows.to(device), Packing.of(rows.doc_ids), frozenset({"token_log_probs"}))
                 part = found[start : start + self.rows].reshape(-1)
                 part[rows.select.numpy()] = -outputs.token_log_probs.cpu().double().numpy()
                 found[start : start + self.rows] = part.reshape(-1, found.shape[1])
         model.train(was_training)
+        found = added(found, ranks, device)
         there = self.packed.weights.numpy() > 0
         before = found[:, self.old // 2 : self.old].mean(1)
         beyond = found[:, self.old :].sum(1) / there[:, self.old :].sum(1)

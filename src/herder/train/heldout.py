@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from herder import launch
 from herder.model import Llama
 from herder.model.attention import Packing
 from herder.records import Measure
@@ -51,18 +52,36 @@ class HeldOut:
         """Tokens (documents,) that a model has to predict."""
         return np.bincount(self.packed.doc_ids.flatten()[self.packed.select].numpy(), minlength=len(self.bytes))
 
-    def nats(self, model: Llama) -> np.ndarray:
-        """Negative log-likelihood (documents,) of each document's tokens after begin_of_text."""
+    def nats(self, model: Llama, together: bool = False) -> np.ndarray:
+        """Negative log-likelihood (documents,) of each document's tokens after begin_of_text.
+
+        together: every rank calls; where each has a whole model, each measures its part of the rows.
+        """
         device = next(model.parameters()).device
         nats, was_training = np.zeros(len(self.bytes)), model.training
+        first, ranks = my_part(model) if together else (0, 1)
         model.eval()
         with torch.no_grad():  # inference tensors would stay in the buffers of sharded parameters
-            for start in range(0, self.n_rows, self.rows):
+            for start in range(first * self.rows, self.n_rows, ranks * self.rows):
                 rows = self.packed.map(lambda t, s=start: t[s : s + self.rows])
                 outputs = compute(model, rows.to(device), Packing.of(rows.doc_ids), frozenset({"token_log_probs"}))
                 np.subtract.at(nats, rows.doc_ids.flatten()[rows.select].numpy(), outputs.token_log_probs.cpu().numpy())
         model.train(was_training)
-        return nats
+        return added(nats, ranks, device)
+
+
+def my_part(model: Llama) -> tuple[int, int]:
+    """(number, of how many) of the parts of a measurement that this rank does: all of it where a model is cut over ranks."""
+    return (launch.rank(), launch.world_size()) if isinstance(model, Llama) else (0, 1)
+
+
+def added(values: np.ndarray, ranks: int, device: torch.device) -> np.ndarray:
+    """The sum over ranks that each did a part."""
+    if ranks == 1:
+        return values
+    total = torch.from_numpy(values).to(device)
+    torch.distributed.all_reduce(total)
+    return total.cpu().numpy()
 
 
 def _fitting(lengths: np.ndarray, quota: float) -> Iterator[int]:
