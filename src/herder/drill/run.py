@@ -183,8 +183,9 @@ def outcome(fault: dict, events: list[dict], injected: list[dict]) -> dict:
     """
     after = min((i["time"] for i in injected if i["time"] > fault["time"]), default=float("inf"))
     mine = [e for e in events if fault["time"] <= e["time"] < after]
-    seen = next((e for e in mine if e["event"] in DETECTED[fault["fault"]]), None)
-    named = seen is not None and set(fault["ranks"]) <= set(seen.get("ranks", fault["ranks"]))
+    told = [e for e in mine if e["event"] in DETECTED[fault["fault"]]]
+    right = [e for e in told if set(fault["ranks"]) <= set(e.get("ranks", fault["ranks"]))]
+    seen, named = next(iter(right or told), None), bool(right)
     back = next((e for e in mine if e["event"] == "loaded"), None)
     before = [e for e in mine if e["event"] in ("death", "hang", "corrupt", "late")]
     lost = max(0, before[0].get("at_step", before[0].get("step")) - back["at_step"]) if back and before else 0
