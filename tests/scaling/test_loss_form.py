@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from herder.scaling import Point, fit_law, fit_loss, optimal_tokens, overtraining
+from herder.scaling import Point, fit_law, fit_loss, optimal_tokens, overtraining, predict
 
 
 def chinchilla(params, tokens):
@@ -70,3 +70,34 @@ def test_too_few_points_are_refused():
         fit_loss(sweep()[:7])
     with pytest.raises(ValueError, match="3 sizes"):
         fit_loss([Point(1e8, 1e9 * i, 6e17 * i, 3 - 0.01 * i) for i in range(1, 12)])
+
+
+def test_a_forecast_widens_where_small_runs_do_not_follow_the_form():
+    """Losses that fall ever faster at small scale, as before the power law sets in: the form alone is sure, and wrong."""
+
+    def points(bend):
+        found = []
+        for flops in (1e11, 2e11, 4e11, 8e11):
+            for away in (0.35, 0.7, 1.4, 2.8):
+                tokens = math.sqrt(flops / 6) * away
+                params = flops / 6 / tokens
+                found.append(Point(params, tokens, flops, late(params, tokens, bend)))
+        return found
+
+    def late(params, tokens, bend):
+        plain = 1.5 + 300 * params**-0.4 + 300 * tokens**-0.4
+        return plain - bend * math.log(params * tokens * 6 / 0.99e11) ** 1.5
+
+    target = 1e6, 2e6, 1.2e13
+    true_form, other = predict(points(0.0), *target), predict(points(0.03), *target)
+    assert true_form.high - true_form.low < 0.02
+    assert true_form.value == pytest.approx(late(*target[:2], 0.0), rel=1e-3)
+    alone = fit_loss(points(0.03)).loss(*target[:2])
+    assert not alone.low < late(*target[:2], 0.03) < alone.high
+    assert other.low < late(*target[:2], 0.03) < other.high
+
+
+def test_a_forecast_needs_budgets_below_the_largest():
+    points = [Point(1e5 * 2**i, 1e11 / 6 / (1e5 * 2**i), 1e11, 3 + i % 3) for i in range(9)]
+    with pytest.raises(ValueError, match="needs 8 points"):
+        predict(points, 1e6, 2e6, 1.2e13)

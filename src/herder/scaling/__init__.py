@@ -19,7 +19,7 @@ from herder.scaling.isoflop import (
     fit_law,
     read_points,
 )
-from herder.scaling.loss import LossForm, fit_loss, optimal_tokens, overtraining
+from herder.scaling.loss import LossForm, fit_loss, optimal_tokens, overtraining, predict
 from herder.scaling.mixing import MixLaw, fit_mix, lattice
 from herder.scaling.report import fit_file, measured_count, plot, summary
 
@@ -48,6 +48,7 @@ __all__ = [
     "optimal_tokens",
     "overtraining",
     "plot",
+    "predict",
     "read_points",
     "summary",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from herder.records import Measure
-from herder.scaling.isoflop import CHINCHILLA, FlopCount, Law, Point, exp, positive, widen
+from herder.scaling.isoflop import CHINCHILLA, SAME_BUDGET, FlopCount, Law, Point, exp, positive, widen
 
 LEAST_POINTS = 8
 HUBER = 1e-3
@@ -86,6 +86,25 @@ def fit_loss(points: Sequence[Point]) -> LossForm:
     residuals, slopes = _log_loss(best.x, params, tokens) - loss, _slopes(best.x, params, tokens)
     error = math.sqrt(float(residuals @ residuals) / (len(points) - 5))
     return LossForm(best.x, units, error, error**2 * np.linalg.pinv(slopes.T @ slopes), len(points))
+
+
+def predict(points: Sequence[Point], params: float, tokens: float, flops: float) -> Measure:
+    """Loss of a run beyond the points, with an interval that knows how well the form extrapolates.
+
+    The form is fitted to all points. Its own interval assumes that it is true; small runs may be too small for it. So the points
+    of the largest budget are forecast from the others as well, and the error of that, per e-fold of FLOPs, is carried on to the
+    distance of this run as a further standard deviation. Raises ValueError where either fit has too few points.
+    """
+    found = fit_loss(points).loss(params, tokens)
+    top = max(point.flops for point in points) / (1 + SAME_BUDGET)
+    known, left_out = [p for p in points if p.flops < top], [p for p in points if p.flops >= top]
+    form = fit_loss(known)
+    reached = max(point.flops for point in known)
+    misses = [math.log(p.loss / form.loss(p.params, p.tokens).value) / math.log(p.flops / reached) for p in left_out]
+    drift = math.sqrt(math.fsum(miss**2 for miss in misses) / len(misses))
+    carried = 1.96 * widen(len(misses)) * drift * max(0.0, math.log(flops / max(p.flops for p in points)))
+    below, above = (math.hypot(math.log(end / found.value), carried) for end in (found.low, found.high))
+    return Measure(found.value, found.n, found.value * exp(-below), found.value * exp(above), "nats")
 
 
 def overtraining(

@@ -22,7 +22,7 @@ from herder.model import Llama, LlamaConfig
 from herder.pretrain import PretrainConfig, present
 from herder.records import Measure, write_jsonl
 from herder.scaling.isoflop import CHINCHILLA, OfShapes, Point, fit_law
-from herder.scaling.loss import fit_loss
+from herder.scaling.loss import predict
 from herder.scaling.report import plot, summary, write_json
 from herder.steps import Step, read_json
 from herder.tokenizer import Tokenizer
@@ -233,7 +233,7 @@ def forecast(config: ForecastConfig, inputs: dict[str, Path], out: Path) -> dict
     except ValueError as error:
         result["refused"] = numbers["law_refused"] = str(error)
     try:
-        predicted = fit_loss(found).loss(config.params, config.tokens)
+        predicted = predict(found, config.params, config.tokens, config.flops)
         per_nat = sum(row["bits_per_byte"]["value"] for row in rows) / sum(row["loss"] for row in rows)
         value, low, high = (per_nat * x for x in (predicted.value, predicted.low, predicted.high))
         bits = Measure(value, predicted.n, low, high, "bits per byte")
