@@ -47,6 +47,7 @@ class Recovery:
         self.rank, self.world, self.seen = launch.rank(), launch.world_size(), supervise.begin()
         self.course, self.seal, self.strikes = Course(), Seal(), Strikes(config)
         self.damaged: list[str] = []
+        self.limit: supervise.Limit | None = None
         self.groups = launch.groups()  # before the writer of checkpoints makes its own, which may take its time
         self.checkpoints = Checkpoints(folder, keep, warn=lambda text: self.say("checkpoint", text))
         if config.rerun_every and device.startswith("cuda"):
@@ -63,7 +64,8 @@ class Recovery:
     def enter(self, phase: str, limit: supervise.Limit | None = None) -> None:
         """The next phase; with a limit, its time-out holds from now on for heartbeats, and twice it for collectives."""
         self.seen.enter(phase, limit)
-        if limit is not None and self.seen.folder is not None:
+        if limit is not None and limit != self.limit and self.seen.folder is not None:
+            self.limit = limit
             seconds = {"start": self.seen.start_timeout, "step": self.seen.step_timeout, "": 0.0}[limit]
             launch.set_timeout(2 * seconds or None, self.groups)
 
