@@ -60,7 +60,7 @@ def run(
         lines, refused = look(config, last)
         print("\n".join(lines))
         if refused:
-            raise ValueError("; ".join(refused))
+            raise ValueError(f"{len(refused)} stages cannot run so; the first is {refused[0]}")
         return
     folder = execute(Path(recipe).stem, config, last, runs, until, settings or [])
     if rank() == 0:
@@ -171,6 +171,7 @@ def plan(
     batch: Annotated[int | None, typer.Option(help="Tokens of a batch.")] = None,
     tokens: Annotated[float | None, typer.Option(help="Tokens of the run.")] = None,
     fp8: Annotated[bool, typer.Option("--fp8", help="Matrix products of the blocks in FP8.")] = False,
+    eager: Annotated[bool, typer.Option("--eager", help="herder's trainer uncompiled, instead of fused kernels.")] = False,
     carbon: Annotated[float, typer.Option(help="kg of CO2 equivalent a kWh.")] = 0.414,
     dollars: Annotated[float, typer.Option(help="Price of a GPU-hour.")] = 2.0,
     restart: Annotated[float, typer.Option(help="Seconds from an interruption to the next step.")] = 600.0,
@@ -191,7 +192,7 @@ def plan(
         gpu,
         *sizes,
         parse_layout(layout),
-        software=Software("fp8" if fp8 else "bf16"),
+        software=Software("fp8" if fp8 else "bf16", fused=not eager),
         costs=Costs(restart_seconds=restart),
         prices=Prices(carbon, dollars),
     )

@@ -47,7 +47,7 @@ def test_what_is_said_about_carbon_is_an_input(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (["llama3.1-405b", "--gpus", "1"], "needs 7352.7 GB on a rank, a h100 has 80"),
+        (["llama3.1-405b", "--gpus", "1"], "needs 8120.1 GB on a rank, a h100 has 80"),
         (["llama3.1-8b", "--gpus", "0"], "gpus is 0"),
         (["llama3.1-8b", "--gpus", "8", "--gpu", "h1000"], "unknown GPU 'h1000'; known are a100"),
         (["llama3.1-8b", "--gpus", "8", "--layout", "tp=3,dp=2"], "is 6, not 8 GPUs"),

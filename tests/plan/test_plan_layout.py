@@ -113,14 +113,27 @@ def test_one_gpu_holds_the_trainer_s_whole_state():
     assert state == sum(trainer.values()) - trainer["gradients, bf16"]
 
 
-def test_more_ranks_of_any_kind_hold_less_each():
+@pytest.mark.parametrize("fused", [True, False])
+def test_more_ranks_of_any_kind_and_more_recomputation_hold_less_each(fused):
     def total(**axes):
-        layout = Layout(**{"dp": 1, "recompute": "full", **axes})
-        return sum(memory_per_rank(SMALL, layout, 8192, 8).values())
+        layout = Layout(**{"dp": 8, "micro_batch": 4, "recompute": "full", **axes})
+        return sum(memory_per_rank(SMALL, layout, 8192, 8, fused=fused).values())
 
-    assert max(total(tp=2), total(cp=2), total(pp=2), total(dp=2)) < total()
+    assert max(total(tp=2), total(cp=2), total(pp=2, micro_batch=2), total(dp=16)) < total()
     assert total(recompute="full") < total(recompute="alternate") < total(recompute="elementwise")
     assert total(recompute="elementwise") < total(recompute="none")
+
+
+def test_copies_of_the_whole_model_hold_what_each_would_alone():
+    alone, copies = (memory_per_rank(SMALL, Layout(dp=dp, shard=1), 8192, 8) for dp in (1, 8))
+    assert alone == copies
+
+
+def test_uncompiled_blocks_keep_what_the_module_keeps():
+    """Against the count of activations, which a test of its own compares with a forward pass."""
+    memory = memory_per_rank(SMALL, Layout(dp=8), 8192, 2, fused=False)
+    count = Count(SMALL).activations(8192)["all kept"]
+    assert memory["activations"] == pytest.approx(count - 8192 * (2 * (2 * SMALL.dim + SMALL.vocab_size) + 8), rel=1e-6)
 
 
 def test_the_bubble_is_the_paper_s_fraction():

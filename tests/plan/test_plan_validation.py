@@ -39,6 +39,7 @@ def test_drops_between_rows_are_within_a_point(bench, rows):
     "name",
     [
         "torchtitan 8B, 8 H100",
+        "torchtitan 8B, 8 H100, not compiled",
         "torchtitan 8B, 128 H100",
         "torchtitan 8B, 32 H200, fp8",
         "Megatron-Bridge 8B, 8 H100, fp8",

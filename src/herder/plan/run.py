@@ -184,6 +184,8 @@ def plan(
         )
     if not found:
         why = "; ".join(f"{lay}: {why}" for lay, why in list(_examples(refused).items())[:3])
+        if isinstance(layout, Layout):
+            raise ValueError("layout {}: {}".format(*next(iter(refused.items()))))
         asked = " with " + ",".join(f"{name}={value}" for name, value in given.items()) if given else ""
         raise ValueError(f"no layout{asked} of {gpus} {kind.name} can train this model: {why}")
     found.sort(key=lambda c: c.timing.step)
@@ -212,10 +214,9 @@ def judge(
     why = refusal(config, layout, gpus, gpu, seq_len, tokens_per_batch)
     if why:
         return why
-    n_micro = micro_batches(layout, seq_len, tokens_per_batch)
-    made = []
+    software, n_micro, made = software or Software(), micro_batches(layout, seq_len, tokens_per_batch), []
     for variant in variants(config, layout, gpu, given or {}):
-        memory = memory_per_rank(config, variant, seq_len, n_micro)
+        memory = memory_per_rank(config, variant, seq_len, n_micro, fused=software.fused)
         made.append(Candidate(variant, memory, time_step(config, variant, gpu, seq_len, tokens_per_batch, software)))
     fits = [candidate for candidate in made if candidate.bytes <= gpu.memory]
     return min(fits, key=lambda c: c.timing.step) if fits else min(made, key=lambda c: c.bytes)

@@ -46,6 +46,9 @@ class Software:
     kernels: float = KERNEL_EFFICIENCY
     attention: float = 0.0
     """0 means as `kernels`."""
+    fused: bool = True
+    """Elementwise kernels are fused, as the paper's code and compilation have them, and activations stay divided over TP; False
+    is herder's trainer uncompiled, whose memory is measured (`benchmarks/memory.py`)."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def _block(config: LlamaConfig, layout: Layout, gpu: Gpu, seq_len: int, software
     attention = 4 * q * tokens * (seq_len + 1) / 2 / tp / (gpu.bf16 * (software.attention or software.kernels))
     # norms read and write a row each, the residuals read two and write one, RoPE q and k, SwiGLU reads two and writes one
     moved = 2 * (10 * c.dim + 2 * (q + kv) + 3 * c.ffn_dim) * tokens / tp
+    if not software.fused:  # norms in nine passes, seven of them in fp32, RoPE in four kernels, SwiGLU in two
+        moved = (2 * 36 * c.dim + 12 * c.dim + 18 * (q + kv) + 10 * c.ffn_dim) * tokens / tp
     elementwise = moved / (gpu.memory_bandwidth * BANDWIDTH_EFFICIENCY)
     # with sequence parallelism, attention and feed-forward each gather their input and scatter their result
     tensor = 4 * (tp - 1) / tp * tokens * c.dim * 2 / (gpu.nvlink * BANDWIDTH_EFFICIENCY)

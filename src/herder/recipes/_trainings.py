@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from herder.model import SHAPES, Llama, LlamaConfig
-from herder.plan import Plan, find_gpu, plan
+from herder.plan import Plan, Software, find_gpu, plan
 from herder.pretrain import AnnealConfig, ContextConfig, PretrainConfig
 from herder.recipes import build, names
 from herder.steps import Step, ordered
@@ -106,15 +106,16 @@ def dry_run(config: Any, last: Sequence[Step]) -> tuple[list[str], list[str]]:
                     line += f"{made.days:,.2f} days"
                 except ValueError as error:
                     refused.append(f"{training.name}, rows of {stage.seq_len:,}: {error}")
-                    line += "; refused"
+                    line += f"; refused: {error}"
             lines.append(line)
     lines.append(f"tokens {total:.4g}" + (f", {days:,.1f} days on {gpus:,} {gpu}" if gpus and not refused else ""))
     return lines, refused
 
 
 def stage_plan(training: Training, stage: Stage, gpus: int, gpu: str) -> Plan:
-    """One stage in the layout that the recipe gives it. Raises ValueError where it cannot run so."""
+    """One stage in the layout that the recipe gives it, as herder's trainer runs it. Raises ValueError where it cannot."""
     find_gpu(gpu)
     layout = training.layout.on(gpus)
+    software = Software(fused=layout.compile)
     tokens = stage.steps * stage.tokens_per_step
-    return plan(training.model, gpus, gpu, stage.seq_len, stage.tokens_per_step, tokens, layout)
+    return plan(training.model, gpus, gpu, stage.seq_len, stage.tokens_per_step, tokens, layout, software=software)

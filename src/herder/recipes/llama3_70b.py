@@ -23,7 +23,7 @@ __all__ = ["Config", "recipe"]
 TOKENS = 15e12
 """The model cards say "15T+" for every size of 3.1."""
 
-LAYOUT = Layout(tp=8, pp=2, chunks=4)
+LAYOUT = Layout(tp=8, pp=2, chunks=4, recompute="elementwise")
 """Not published; near the plan's choice for 4,096 GPUs, with TP within a server as the 405B has it."""
 
 CONTEXT_LAYOUTS = {

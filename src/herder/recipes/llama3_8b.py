@@ -23,7 +23,7 @@ __all__ = ["Config", "recipe"]
 TOKENS = 15e12
 """The model cards say "15T+" for every size of 3.1."""
 
-LAYOUT = Layout(reshard_after_forward=True)
+LAYOUT = Layout(recompute="elementwise", reshard_after_forward=True)
 """Not published; the plan's choice for 1,024 GPUs."""
 
 CONTEXT_LAYOUTS = {
