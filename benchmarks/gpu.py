@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else every start and stop of the profiler is a line on stderr
 
 import torch
 
@@ -42,7 +43,7 @@ WARMUP = 3
 """Steps before rates count: the first one compiles, the allocator settles in the next two."""
 
 KINDS = {
-    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "_mm", "addmm", "matmul"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "::mm", "_mm", "addmm", "matmul"),
     "attention": ("flash", "fmha", "attention", "varlen"),
     "optimizer": ("adam", "multi_tensor", "foreach"),
     "copies": ("memcpy", "memset", "copy_", "aten::copy"),

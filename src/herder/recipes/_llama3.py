@@ -128,7 +128,8 @@ def base(
 def longer_contexts(start: PretrainConfig, layouts: Mapping[int, Layout], tokens: float) -> tuple[ContextConfig, ...]:
     """A stage for each length of `layouts`, `tokens` in all, at the learning rate where pre-training left off.
 
-    Rows a step hold about as many tokens as before, in a number that the data-parallel ranks divide. What the learning rate did
+    Rows a step hold about as many tokens as before, in a number that the `dp` ranks of each layout divide; it runs on as many as
+    there are. What the learning rate did
     in these stages is not published.
     """
     batch, made = start.stages[-1].tokens_per_step, []
@@ -138,7 +139,7 @@ def longer_contexts(start: PretrainConfig, layouts: Mapping[int, Layout], tokens
         steps = max(1, round(tokens / len(layouts) / (rows * seq_len)))
         made.append(
             ContextConfig(
-                train=replace(start.train, optim=continued(start), layout=layout),
+                train=replace(start.train, optim=continued(start), layout=replace(layout, dp=0)),
                 stage=Stage(steps, rows, seq_len, MIX),
                 gate=GATE,
                 extra_steps=max(1, steps // 10),  # ours: a stage that fails its gate goes on for a tenth, twice
