@@ -147,7 +147,7 @@ class _Run:
         self.recovery.enter("loading", "start")
         if not self._load() and start is not None:
             state = self.replica.state()
-            load_checkpoint(start, state if Saved(start).facts["moments"] else _masters(state))
+            load_checkpoint(start, state if Saved(start).facts.get("moments", False) else _masters(state))
             self.replica.restored()
 
     def train(self) -> dict:
