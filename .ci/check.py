@@ -20,7 +20,17 @@ FLOORS = {
     4: STAGES.split(),
     3: ["train", "engine"],
     2: ["model", "tokenizer"],
-    1: ["", "records", "progress", "config", "gguf", "steps", "launch", "supervise", "report"],  # "" is herder/__init__.py
+    1: [
+        "",
+        "records",
+        "progress",
+        "config",
+        "gguf",
+        "steps",
+        "launch",
+        "supervise",
+        "report",
+    ],  # "" is herder/__init__.py
 }
 LEVEL = {name: floor for floor, names in FLOORS.items() for name in names}
 GROUND, STAGE = 1, 4

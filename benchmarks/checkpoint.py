@@ -149,7 +149,6 @@ def turn(way: Way, tensors: State, folder: Path, matrix: torch.Tensor) -> Turn:
 def clear(folder: Path) -> None:
     if launch.rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
-        os.sync()
     if dist.is_initialized():
         dist.barrier()
 

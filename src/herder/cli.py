@@ -171,7 +171,9 @@ def plan(
     batch: Annotated[int | None, typer.Option(help="Tokens of a batch.")] = None,
     tokens: Annotated[float | None, typer.Option(help="Tokens of the run.")] = None,
     fp8: Annotated[bool, typer.Option("--fp8", help="Matrix products of the blocks in FP8.")] = False,
-    eager: Annotated[bool, typer.Option("--eager", help="herder's trainer uncompiled, instead of fused kernels.")] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="herder's trainer uncompiled, instead of fused kernels.")
+    ] = False,
     carbon: Annotated[float, typer.Option(help="kg of CO2 equivalent a kWh.")] = 0.414,
     dollars: Annotated[float, typer.Option(help="Price of a GPU-hour.")] = 2.0,
     restart: Annotated[float, typer.Option(help="Seconds from an interruption to the next step.")] = 600.0,
