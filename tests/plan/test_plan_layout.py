@@ -37,6 +37,10 @@ def test_kv_heads_bound_tensor_parallelism():
     assert "n_kv_heads 4" in refusal(narrow, Layout(tp=8, dp=1), 8, GPUS["h100"], 8192, 2**20)
 
 
+def test_a_tied_head_cannot_be_cut_from_its_embedding():
+    assert "ties them" in refusal(SHAPES["llama3.2-1b"], Layout(pp=2, dp=1), 2, GPUS["h100"], 8192, 2**20)
+
+
 def test_a_layout_that_does_not_fit_says_how_much_it_needs():
     with pytest.raises(ValueError, match=r"needs \d+\.\d GB on a rank, a h100 has 80"):
         plan(BIG, 8, "h100", 8192, 2**20, 1e9, {"tp": 8})

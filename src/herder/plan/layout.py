@@ -90,6 +90,8 @@ def refusal(
         return f"sequence length {seq_len} is not divisible by cp x tp = {lay.cp * lay.tp}"
     if lay.pp > config.n_layers:
         return f"{config.n_layers} layers are fewer than the pp = {lay.pp} stages"
+    if lay.pp > 1 and config.tie_embeddings:
+        return f"pp {lay.pp} puts the embedding and the head on two ranks, but the model ties them"
     if lay.pp == 1 and lay.chunks > 1:
         return f"chunks {lay.chunks} needs a pipeline, but pp is 1"
     if lay.pp * lay.chunks > slots(config, lay):

@@ -85,7 +85,8 @@ def _rank(
         4.0 * (config.n_heads / tp + 2) if layout.recompute == "none" else 0.0
     )  # log-sum-exp, inverse roots: fp32
     activations = layers * _in_flight(layout, n_micro, last) * tokens * (kept + statistics)
-    again = element * kept_per_token(config, "none", tp, fused) - kept
+    # with its gradients in flight: of three FFN rows and the block's result
+    again = element * (kept_per_token(config, "none", tp, fused) + (3 * config.ffn_dim + config.dim) / tp) - kept
     plain = layout.tp == layout.cp == layout.pp == (layout.shard or layout.dp) == 1
     if plain or n_micro > 1:
         sums, late = 4.0 * parameters, (element if plain else 4.0 / ranks) * parameters
