@@ -41,7 +41,7 @@ from herder.steps import Step
 from herder.train import Layout, OptimConfig, Stage, TrainConfig
 
 _DEFAULT = {"general": 0.5, "code": 0.25, "multilingual": 0.25}
-_TOKENS = 1_966_080
+_TOKENS = 1_671_168
 _OPTIM = OptimConfig(kind="muon", lr=1e-2, lr_muon=1e-2, warmup_steps=20, lr_final=0.1, weight_decay=0.05)
 _BASE = PretrainConfig(
     model=SHAPES["miniature"],
