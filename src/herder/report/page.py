@@ -23,7 +23,17 @@ PAGE_LIMIT = 3_000_000
 """Bytes of a page: what a mail or a chat still carries."""
 
 REASONS_SHOWN, CARDS_OPEN = 14, 4
-RATES = ("lr", "grad_norm", "tflops", "mfu")
+RATES = (
+    "lr",
+    "grad_norm",
+    "tflops",
+    "mfu",
+    "memory_gib",
+    "data_wait",
+    "communication_share",
+    "effective_time",
+    "energy_kwh",
+)
 """Curves that belong to the details of a training step."""
 
 HEADLINES = (
