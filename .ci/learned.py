@@ -28,6 +28,11 @@ def main(runs: Path) -> int:
         "answers were not well formed before": measure(answers, "answers_well_before").high < 0.05,
         f"under {MOST_MIB} MiB": max(record["peak_memory_mib"] for record in records.values()) < MOST_MIB,
     }
+    annealed = records["3_pretrain/annealed"]["numbers"]
+    claims["annealing gains on held-out documents"] = measure(annealed, "averaged_less_before").high < 0
+    for context in (512, 1024):
+        scores = records[f"3_pretrain/context_{context}"]["numbers"]
+        claims[f"short documents recover from a context of {context}"] = measure(scores, "gate_short").low <= 0
     for name in ("most_frequent_answer", "nearest_training_question", "shuffled", "before"):
         claims[f"held-out questions above: {name.replace('_', ' ')}"] = after.above(
             measure(answers, f"all_tasks_{name}")
