@@ -16,10 +16,10 @@ demo: $(VENV)/.demo  ## raw pages to a Llama that answers; DATA=PATH for your ow
 	@OMP_NUM_THREADS=2 $(BIN)/herder run miniature --runs $(RUNS) $(if $(DATA),--set 'data=$(DATA)')
 
 test: $(VENV)/.test  ## the fast suite
-	@$(BIN)/python -m pytest -m "not long" -n 2
+	@$(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup
 
 test-all: $(VENV)/.test  ## the fast suite and the long tests
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-peers: $(VENV)/.test $(PEERS)/.llama-cpp  ## exported models in llama.cpp, which is built once (minutes)
 	@HERDER_PEERS_PYTHON=$(PEERS)/bin/python HERDER_PEERS_RESULTS=benchmarks/peers.json $(BIN)/python -m pytest tests/peers

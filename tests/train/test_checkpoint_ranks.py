@@ -219,6 +219,9 @@ def eight_ranks(folder):
     fewer_ranks(folder, len(layouts))
 
 
+pytestmark = pytest.mark.xdist_group("checkpoints of ranks")
+
+
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     folder = tmp_path_factory.mktemp("four")

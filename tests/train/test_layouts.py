@@ -12,6 +12,8 @@ from herder.train import Layout
 from herder.train.checkpoint import Saved, checkpoints
 from herder.train.meter import read_metrics
 
+pytestmark = pytest.mark.xdist_group("layouts")  # one fleet of processes serves them all
+
 SIX = {
     "one": (1, Layout(micro_batch=3)),
     "copies": (2, Layout(micro_batch=2, shard=1)),
