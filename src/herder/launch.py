@@ -308,6 +308,10 @@ def _other(number: int, processes: int, address: dict[str, str], parent: int, fu
     except ValueError as error:  # rank 0 has met it too and tells it as a sentence
         print(f"rank {number}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        if "onnection" not in str(error):
+            raise
+        raise SystemExit(supervise.LOST_PEERS) from None  # another rank has left, stopped or failed, and has told why
 
 
 def _end_with(parent: int) -> None:

@@ -1,6 +1,6 @@
 """One model, one batch, every layout: the worker of the parity and resume matrices, on gloo here and on NCCL under torchrun.
 
-Processes are started once; each case makes a process group of as many of them as it needs. Run it by itself with
+Imports happen once; each case is run by as many processes as it needs, forked from there. Run it by itself with
 `torchrun --nproc-per-node N tests/train/matrix.py` where there are GPUs: then every layout of N ranks is compared over NCCL.
 """
 
@@ -147,27 +147,32 @@ def trained(layout, out, steps=6, die_at=-1):
 
 
 class Fleet:
-    """`size` processes that run functions together; `run(n, function, *args)` gives what the first n of them return."""
+    """Starts processes that run a function together. Imports are done once, in the server that all are forked from; each case
+    has processes of its own, since DTensor's caches outlive the groups they were made for."""
 
-    def __init__(self, size, folder):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["herder.train", "herder.train.checkpoint"])  # imports are most of the time
+    def __init__(self, folder):
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["herder.train", "herder.train.checkpoint"])
         self.folder, self.count = Path(folder), 0
-        self.pipes, self.processes = [], []
-        for rank in range(size):
-            here, there = context.Pipe()
-            process = context.Process(target=_worker, args=(rank, there), daemon=True)
+
+    def start(self, n, function, *args):
+        """(pipe, process) of each of n ranks."""
+        self.count += 1
+        store, started = str(self.folder / f"store-{self.count}"), []
+        for rank in range(n):
+            here, there = self.context.Pipe()
+            process = self.context.Process(target=_worker, args=(rank, n, store, there, function, args), daemon=True)
             process.start()
             there.close()
-            self.pipes.append(here)
-            self.processes.append(process)
+            started.append((here, process))
+        return started
 
     def run(self, n, function, *args):
-        self.count += 1
-        store = str(self.folder / f"store-{self.count}")
-        for pipe in self.pipes[:n]:
-            pipe.send((n, store, function, args))
-        found = [pipe.recv() for pipe in self.pipes[:n]]
+        """What each of n ranks returns."""
+        started = self.start(n, function, *args)
+        found = [pipe.recv() for pipe, _ in started]
+        for _, process in started:
+            process.join()
         if errors := [text for ok, text in found if not ok]:
             raise AssertionError(
                 min(errors, key=lambda text: "closed by peer" in text)
@@ -175,39 +180,26 @@ class Fleet:
         return [value for _, value in found]
 
     def doomed(self, n, function, *args):
-        """As `run`, of new processes that are to die on the way; returns their exit codes."""
-        mortal = Fleet(n, self.folder / f"mortal-{self.count}")
-        mortal.folder.mkdir()
-        for pipe in mortal.pipes:
-            pipe.send((n, str(mortal.folder / "store"), function, args))
-        self.count += 1
-        for process in mortal.processes:
+        """As `run`, of ranks that are to die on the way; returns their exit codes."""
+        started = self.start(n, function, *args)
+        for _, process in started:
             process.join(120)
-        codes = [process.exitcode for process in mortal.processes]
-        mortal.close()
-        return codes
-
-    def close(self):
-        for process in self.processes:
-            process.kill()
-            process.join()
+        return [process.exitcode for _, process in started]
 
 
-def _worker(rank, pipe):
+def _worker(rank, n, store, pipe, function, args):
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # full_tensor() of two cuts says it is slow
-    while True:
-        n, store, function, args = pipe.recv()
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n))
-        dist.init_process_group(
-            "gloo", store=dist.FileStore(store, n), rank=rank, world_size=n, timeout=datetime.timedelta(minutes=5)
-        )
-        try:
-            pipe.send((True, function(*args)))
-        except BaseException:
-            pipe.send((False, f"rank {rank} of {n}: {traceback.format_exc()}"))
-        dist.destroy_process_group()
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n))
+    timeout = datetime.timedelta(minutes=5)
+    dist.init_process_group("gloo", store=dist.FileStore(store, n), rank=rank, world_size=n, timeout=timeout)
+    try:
+        pipe.send((True, function(*args)))
+    except BaseException:
+        pipe.send((False, f"rank {rank} of {n}: {traceback.format_exc()}"))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def layouts(world):

@@ -34,9 +34,7 @@ DEATHS = [
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
-    fleet = matrix.Fleet(16, tmp_path_factory.mktemp("stores"))
-    yield fleet
-    fleet.close()
+    return matrix.Fleet(tmp_path_factory.mktemp("stores"))
 
 
 @pytest.fixture(scope="module")
