@@ -103,9 +103,9 @@ _SWEEP = SweepConfig(
         "dim96": _small(96, 4, 2, 1, 256),
     },
     budgets=(
-        Budget(1 / 288, 2, ("dim16", "dim24", "dim32", "dim64")),
-        Budget(1 / 144, 2, ("dim24", "dim32", "dim48", "dim64")),
-        Budget(1 / 72, 4, ("dim24", "dim32", "dim48", "dim96")),
+        Budget(1 / 320, 2, ("dim24", "dim32", "dim48", "dim64")),
+        Budget(1 / 160, 2, ("dim24", "dim32", "dim48", "dim64")),
+        Budget(1 / 80, 4, ("dim16", "dim24", "dim32", "dim48")),
         Budget(1 / 36, 4, ("dim32", "dim48", "dim64", "dim96")),
     ),
     lr=2e-2,
