@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from train.toy import TINY
 
 from herder.model import Llama
 from herder.train import OptimConfig
+from herder.train.optim import Optimizer
 from herder.train.replica import Replica
 
 
@@ -60,6 +62,31 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else():
     rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
     assert taken == {name for name in opt.names if "_proj" in name}
     assert rest == {name for name in opt.names if "norm" in name or "embed" in name or "lm_head" in name}
+
+
+def test_ranks_that_share_muons_matrices_do_bit_for_bit_what_one_does():
+    """Masters and every moment, over steps of which the later ones depend on the moments."""
+    config, ranks = OptimConfig(kind="muon", lr=1e-2), 3
+
+    def fresh(rank=0, copies=1):
+        model = Llama(TINY).init_weights(0)
+        return Optimizer({n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters()}, config, rank, copies)
+
+    alone, together = fresh(), [fresh(rank, ranks) for rank in range(ranks)]
+    assert sorted(len(part) for part in together[0].shared) == [4, 5, 5]
+    for step in range(4):
+        for optimizer in (alone, *together):
+            noise = torch.Generator().manual_seed(step)
+            for p in optimizer.masters.values():
+                p.grad = torch.randn(p.shape, generator=noise)
+            optimizer.step(1.0)
+        for owner, optimizer in enumerate(together):
+            for other in together:
+                for mine, theirs in zip(optimizer.shared[owner], other.shared[owner], strict=True):
+                    theirs.data.copy_(mine)
+        for optimizer in together:
+            state = optimizer.state()
+            assert all(torch.equal(t, state[name]) for name, t in alone.state().items())
 
 
 def test_a_tied_head_is_one_weight_before_and_after_the_change_of_dtype():

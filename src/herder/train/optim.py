@@ -61,11 +61,17 @@ class Optimizer:
 
     Moments exist from the start, so that `state` is whole before the first step and a checkpoint can be read into it.
     Masters may be DTensors (any sharding) for AdamW; Muon needs whole matrices.
+
+    rank, copies: where several ranks hold the same masters, each updates its own part of Muon's matrices, whose Newton-Schulz
+    iterations cost as much as a batch of a thousand tokens. The owners' masters must then be handed to the other ranks:
+    `shared[r]` are those of rank r, empty where nothing is shared.
     """
 
-    def __init__(self, masters: dict[str, nn.Parameter], config: OptimConfig):
-        self.masters, self.config = masters, config
+    def __init__(self, masters: dict[str, nn.Parameter], config: OptimConfig, rank: int = 0, copies: int = 1):
+        self.masters, self.config, self.rank = masters, config, rank
         self.updates = self._groups()
+        matrices = [p for o, _ in self.updates if isinstance(o, torch.optim.Muon) for p in _params(o)]
+        self.shared = _parts(matrices, copies) if matrices and copies > 1 else []
         for optimizer, _ in self.updates:
             for group in optimizer.param_groups:
                 for p in group["params"]:
@@ -96,7 +102,17 @@ class Optimizer:
         for optimizer, lr in self.updates:
             for group in optimizer.param_groups:
                 group["lr"] = lr * scale
+            theirs = self._not_mine() if isinstance(optimizer, torch.optim.Muon) else []
+            gradients = [p.grad for p in theirs]
+            for p in theirs:
+                p.grad = None  # the optimizer passes over it
             optimizer.step()
+            for p, grad in zip(theirs, gradients, strict=True):
+                p.grad = grad
+                optimizer.state[p]["momentum_buffer"].lerp_(grad, 1 - self.config.momentum)  # as torch does
+
+    def _not_mine(self) -> list[nn.Parameter]:
+        return [p for rank, part in enumerate(self.shared) if rank != self.rank for p in part]
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every tensor that a bit-exact continuation needs, by names that no layout changes: `master/NAME`, and the moments as
@@ -107,6 +123,26 @@ class Optimizer:
             for p, slots in optimizer.state.items():
                 tensors |= {f"optim/{slot}/{names[id(p)]}": t for slot, t in slots.items()}
         return tensors
+
+
+def _params(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _parts(matrices: list[nn.Parameter], count: int) -> list[list[nn.Parameter]]:
+    """The matrices in `count` parts of about the same work, each to the part that has the least, the largest first."""
+    parts, work = [[] for _ in range(count)], [0] * count
+    for p in sorted(matrices, key=_newton_schulz_work, reverse=True):
+        least = work.index(min(work))
+        parts[least].append(p)
+        work[least] += _newton_schulz_work(p)
+    return parts
+
+
+def _newton_schulz_work(p: torch.Tensor) -> int:
+    """Multiplications of one iteration: X X^T, its square, and their product with X."""
+    short, long = sorted(p.shape)
+    return short * short * (2 * long + short)
 
 
 def _fresh(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> dict[str, torch.Tensor]:

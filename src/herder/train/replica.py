@@ -40,7 +40,7 @@ class Replica:
         self.flat = torch.zeros(sum(sizes), dtype=masters[0].dtype, device=masters[0].device)
         for master, piece in zip(self.masters.values(), self.flat.split(sizes), strict=True):
             master.grad = piece.view_as(master)
-        self.optimizer = Optimizer(self.masters, config)
+        self.optimizer = Optimizer(self.masters, config, launch.rank(), launch.world_size())
         self.waiting = lambda what: contextlib.nullcontext()
         self.own: list[int] | None = None
         """Where a list, the next step leaves sums over the bits of this rank's own numbers there, before they are added up."""
@@ -93,7 +93,19 @@ class Replica:
         if grad_norm > self.clip:
             self.flat.mul_(self.clip / grad_norm)
         self.optimizer.step(scale)
+        if self.optimizer.shared:
+            with self.waiting("communication"), torch.no_grad():
+                self._hand_out()
         self.restored()
+
+    def _hand_out(self) -> None:
+        """Every rank gets the masters that another has updated."""
+        for owner, part in enumerate(self.optimizer.shared):
+            if part:
+                values = torch.cat([p.flatten() for p in part])
+                torch.distributed.broadcast(values, owner)
+                for p, value in zip(part, values.split([p.numel() for p in part]), strict=True):
+                    p.copy_(value.view_as(p))
 
     def clear(self) -> None:
         self.flat.zero_()
