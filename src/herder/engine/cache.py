@@ -1,59 +1,151 @@
-"""Keys and values of the sequences in a batch, behind the model's `attend` seam.
+"""Keys and values in pages, behind the model's `attend` seam.
 
-Each sequence owns one slot, a contiguous stretch per layer and KV head; running sequences always occupy the first slots,
-so a decoding step reads plain views, without gathering. A sequence that leaves is replaced by the last one.
+A sequence's positions lie in blocks that its table names, in any order and shared with other sequences. The one design decision:
+pages are plain tensors in one documented order, which the plain path gathers from and kernels read in place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from herder.model import LlamaConfig
-from herder.model.attention import Attend, causal
+from herder.model.attention import Attend, causal, varlen
+
+Spans = Sequence[tuple[int, int, list[int]]]
+"""(first row, rows, block table) of each sequence in a step."""
+SIZE = 16
+"""Positions of a block."""
 
 
-class SlotCache:
-    """Room for `slots` sequences of up to `capacity` positions each."""
+class Pages:
+    """`k` and `v`: (layers, blocks, kv_heads, size, head_dim). In int8 the scales (layers, blocks, kv_heads, size) fp32 belong
+    to them: value = int8 * scale, one scale for each position and head."""
 
-    def __init__(self, config: LlamaConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.n_layers, slots, config.n_kv_heads, capacity, config.head_dim)
-        # Zeros, not empty: a masked position still enters the product with weight 0, and 0 * NaN is NaN.
-        self.k_lsghd = torch.zeros(shape, dtype=dtype, device=device)
-        self.v_lsghd = torch.zeros(shape, dtype=dtype, device=device)
+    def __init__(
+        self,
+        config: LlamaConfig,
+        blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        size: int = SIZE,
+        compute: torch.dtype | None = None,
+    ):
+        shape = (config.n_layers, blocks, config.n_kv_heads, size, config.head_dim)
+        self.size, self.device, self.dtype, self.compute = size, device, dtype, compute or dtype
+        self.k, self.v = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+        self.k_scale = self.v_scale = None
+        if dtype == torch.int8:
+            self.k_scale, self.v_scale = (_zeros(shape[:-1], torch.float32, device) for _ in "kv")
 
-    def prefill(self, slots: list[int]) -> Attend:
-        """`attend` for whole prompts from position 0, right-padded: row i goes into slot slots[i]."""
-        index = torch.tensor(slots, device=self.k_lsghd.device)
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies whole blocks, (source, target) in order."""
+        if not pairs:
+            return
+        source, target = (torch.tensor(ids, device=self.device) for ids in zip(*pairs, strict=True))
+        for pages in (self.k, self.v, self.k_scale, self.v_scale):
+            if pages is not None:
+                pages[:, target] = pages[:, source]
+
+    def attend(self, spans: Spans, positions: Sequence[int]) -> Attend:
+        """`attend` of one step, (1, N, heads, head_dim) rows: stores what is new and lets each row see its sequence up to
+        itself."""
+        size = self.size
+        block = [table[positions[row] // size] for first, count, table in spans for row in range(first, first + count)]
+        block, place = (torch.tensor(x, device=self.device) for x in (block, [p % size for p in positions]))
+        singles = [(first, table) for first, count, table in spans if count == 1]
+        several = [span for span in spans if span[1] > 1]
+        single = self._single(singles, positions) if singles else None
 
         def attend(layer: int, q_bthd: torch.Tensor, k_bthd: torch.Tensor, v_bthd: torch.Tensor) -> torch.Tensor:
-            length = k_bthd.shape[1]
-            self.k_lsghd[layer][index, :, :length] = k_bthd.transpose(1, 2)
-            self.v_lsghd[layer][index, :, :length] = v_bthd.transpose(1, 2)
-            return causal(q_bthd, k_bthd, v_bthd)  # causal: what pads a row on the right is never seen by it
+            self._store(layer, block, place, k_bthd[0], v_bthd[0])
+            if single is not None and not several:
+                return single(layer, q_bthd[0])[None]
+            out = torch.empty_like(q_bthd)
+            if single is not None:
+                rows = single.rows
+                out[0, rows] = single(layer, q_bthd[0, rows])
+            if several:
+                self._several(layer, several, positions, q_bthd, k_bthd, v_bthd, out)
+            return out
 
         return attend
 
-    def decode(self, positions: list[int]) -> Attend:
-        """`attend` for one new token in each of the first slots: row i stands at positions[i] of slot i."""
-        device, rows, longest = self.k_lsghd.device, len(positions), max(positions) + 1
-        at, row = torch.tensor(positions, device=device), torch.arange(rows, device=device)
-        seen_r11k = (torch.arange(longest, device=device) <= at[:, None])[:, None, None]
+    def _store(self, layer: int, block: torch.Tensor, place: torch.Tensor, *new: torch.Tensor) -> None:
+        for pages, scales, x_nhd in zip((self.k, self.v), (self.k_scale, self.v_scale), new, strict=True):
+            if scales is not None:
+                scale = x_nhd.float().abs().amax(-1) / 127
+                scales[layer][block, :, place] = scale
+                x_nhd = (x_nhd.float() / scale.clamp_min(1e-30)[..., None]).round_().to(torch.int8)
+            pages[layer][block, :, place] = x_nhd
 
-        def attend(layer: int, q_bthd: torch.Tensor, k_bthd: torch.Tensor, v_bthd: torch.Tensor) -> torch.Tensor:
-            k_sghd, v_sghd = self.k_lsghd[layer], self.v_lsghd[layer]
-            k_sghd[row, :, at] = k_bthd[:, 0]
-            v_sghd[row, :, at] = v_bthd[:, 0]
-            # The query heads that share a KV head stand as rows of one query matrix: no copy of K and V.
-            q = q_bthd.view(rows, k_sghd.shape[1], -1, q_bthd.shape[-1])
-            out = F.scaled_dot_product_attention(
-                q, k_sghd[:rows, :, :longest], v_sghd[:rows, :, :longest], attn_mask=seen_r11k
-            )
-            return out.view_as(q_bthd)
+    def _read(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of block tables (..., blocks): (..., blocks, kv_heads, size, head_dim) in the compute dtype."""
+        found = []
+        for pages, scales in ((self.k, self.k_scale), (self.v, self.v_scale)):
+            x = pages[layer][table]
+            if scales is not None:
+                x = (x.float() * scales[layer][table][..., None]).to(self.compute)
+            found.append(x)
+        return found[0], found[1]
 
-        return attend
+    def _single(self, singles: list[tuple[int, list[int]]], positions: Sequence[int]) -> _Single:
+        return _Single(self, [first for first, _ in singles], [table for _, table in singles], positions)
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of one slot to another."""
-        for cache in (self.k_lsghd, self.v_lsghd):
-            cache[:, target, :, :length] = cache[:, source, :, :length]
+    def _several(self, layer, spans: Spans, positions, q_bthd, k_bthd, v_bthd, out) -> None:
+        """Stretches of new positions: from its own keys where nothing stands before, else from the pages."""
+        keys, values, seen = [], [], []
+        for first, count, table in spans:
+            start, rows = positions[first], slice(first, first + count)
+            seen.append(start + count)
+            if start == 0 and self.k_scale is None:
+                keys.append(k_bthd[0, rows])
+                values.append(v_bthd[0, rows])
+                continue
+            used = torch.tensor(table[: -(-seen[-1] // self.size)], device=self.device)
+            for found, pages in zip((keys, values), self._read(layer, used), strict=True):
+                found.append(pages.transpose(1, 2).flatten(0, 1)[: seen[-1]])
+        counts = [count for _, count, _ in spans]
+        if q_bthd.is_cuda:
+            q = torch.cat([q_bthd[0, first : first + count] for first, count, _ in spans])
+            found = varlen(q, torch.cat(keys), torch.cat(values), counts, seen).split(counts)
+        else:
+            found = [
+                causal(q_bthd[:, first : first + count], k[None], v[None])[0]
+                for (first, count, _), k, v in zip(spans, keys, values, strict=True)
+            ]
+        for (first, count, _), part in zip(spans, found, strict=True):
+            out[0, first : first + count] = part
+
+
+class _Single:
+    """Attention of rows that stand alone, one for each of several sequences."""
+
+    def __init__(self, pages: Pages, rows: list[int], tables: list[list[int]], positions: Sequence[int]):
+        self.pages, device = pages, pages.device
+        self.rows = torch.tensor(rows, device=device)
+        at = [positions[row] for row in rows]
+        blocks = max(at) // pages.size + 1
+        padded = [[*table[:blocks], *[0] * (blocks - len(table))] for table in tables]
+        self.table = torch.tensor(padded, device=device)
+        places = torch.arange(blocks * pages.size, device=device)
+        self.seen_r11k = (places <= torch.tensor(at, device=device)[:, None])[:, None, None]
+
+    def __call__(self, layer: int, q_rhd: torch.Tensor) -> torch.Tensor:
+        # A masked position still enters the product with weight 0: pages hold zeros or old values, never what is not finite.
+        k, v = (x.transpose(1, 2).flatten(2, 3) for x in self.pages._read(layer, self.table))
+        # The query heads that share a KV head stand as rows of one query matrix: no copy of K and V for each.
+        q = q_rhd.view(len(q_rhd), k.shape[1], -1, q_rhd.shape[-1])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.seen_r11k).reshape(q_rhd.shape)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU memory that is taken only as it is written, since most of a cache may never be."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = torch.empty((), dtype=dtype).element_size()
+    words = np.zeros((*shape[:-1], shape[-1] * size), dtype=np.uint8)
+    return torch.from_numpy(words).view(dtype)
