@@ -1,8 +1,10 @@
-"""How the next token is chosen: greedy, temperature, top-k, top-p, min-p, repetition penalty, row by row in one batch.
+"""How the next token is chosen: penalties, bias, constraints, then greedy or temperature, top-k, top-p, min-p, batched.
 
 The one design decision: a row needs a single uniform number per token, drawn from a stream of its own (keyed by seed,
-prompt and sample index) and put through the inverse of the row's cumulative distribution. So a request's tokens depend
-on the request alone, not on its place in a batch, on the batch's size or on the device.
+prompt and sample index) and put through the inverse of the row's cumulative distribution. Probabilities are summed as whole
+numbers, so no order of summation changes a token: it is a function of the row's own logits, settings and number, never of
+its place in a batch, the batch's size or the kernel. That also makes speculation exact. As every position has its own number,
+the tokens of all drafted positions are simply chosen, and a draft is right where the choice equals it.
 """
 
 from __future__ import annotations
@@ -10,16 +12,21 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from herder.engine.constrain import Constraint, Matcher, apply
+from herder.engine.stops import checked
+
 _LOWEST_TEMPERATURE = 1e-6
-_BELOW_ONE = 1 - 1e-12
+_WHOLE = 2.0**35
+"""The weight of a row's likeliest token. Weights are whole numbers up to it: 2^18 of them add up exactly in float64."""
 _SHORTLIST = 256
-"""Tokens looked at first under top-p and min-p; ordering a whole vocabulary of 4,096 took half of a decoding step."""
+"""Tokens looked at first under top-k, top-p and min-p; ordering a whole vocabulary of 4,096 took half of a decoding step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,13 @@ class Sampling:
 
     top_k 0, top_p 1 and min_p 0 are off; min_p keeps tokens at least that share as likely as the likeliest. `stop_ids`
     None means the tokenizer's own. `n` asks for that many independent samples of each prompt. `logprobs` asks for the
-    log-probability of each token under the model itself (before temperature, penalty and filters).
+    log-probability of each token under the model itself (before anything named here), `top_logprobs` also for those of
+    that many likeliest tokens.
+
+    Scores are changed in this order: `repetition_penalty` divides positive ones and multiplies negative ones of the
+    tokens of prompt and answer; `presence_penalty` is taken off once for each token of the answer so far and
+    `frequency_penalty` once for every time it stands there (OpenAI's definitions); `logit_bias` (id to bias) is added;
+    then `constraint` forbids what may not come next. The text ends before the first of the `stop` strings.
     """
 
     temperature: float = 1.0
@@ -41,13 +54,19 @@ class Sampling:
     stop_ids: tuple[int, ...] | None = None
     n: int = 1
     logprobs: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    top_logprobs: int = 0
+    stop: str | tuple[str, ...] = ()
+    constraint: Constraint | None = None
 
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ValueError(f"{field.name} is {value!r}; it must be a whole number")
-            if field.type == "float" and (not isinstance(value, int | float) or not math.isfinite(value)):
+            if field.type == "float" and not _is_finite(value):
                 raise ValueError(f"{field.name} is {value!r}; it must be a finite number")
         for name, fine, rule in (
             ("temperature", self.temperature >= 0, "at least 0"),
@@ -58,16 +77,61 @@ class Sampling:
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
             ("n", self.n >= 1, "at least 1"),
+            ("top_logprobs", self.top_logprobs >= 0, "at least 0 (0 is off)"),
         ):
             if not fine:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {rule}")
         if self.stop_ids is not None:
             object.__setattr__(self, "stop_ids", tuple(sorted({int(i) for i in self.stop_ids})))
+        object.__setattr__(self, "logit_bias", _frozen_bias(self.logit_bias))
+        object.__setattr__(self, "stop", checked(self.stop))
+        if not isinstance(self.constraint, Constraint | None):
+            raise ValueError(f"constraint is of type {type(self.constraint).__name__}; it must be a Constraint")
 
     @property
     def filtered(self) -> bool:
         """Whether some tokens are cut off before drawing."""
         return bool(self.top_k or self.top_p < 1 or self.min_p)
+
+    @property
+    def penalised(self) -> bool:
+        """Whether scores depend on the tokens so far."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    def check_ids(self, n_vocab: int) -> None:
+        """Raises ValueError for an id that a vocabulary of this size does not have."""
+        for name, ids in (("logit_bias", [i for i, _ in self.logit_bias]), ("stop_ids", self.stop_ids or ())):
+            if wrong := [i for i in ids if not 0 <= i < n_vocab]:
+                raise ValueError(f"{name} names the id {wrong[0]}; the tokenizer's ids are 0 to {n_vocab - 1}")
+        if self.top_logprobs > n_vocab:
+            raise ValueError(f"top_logprobs is {self.top_logprobs}; the tokenizer has {n_vocab} ids")
+
+
+class Request(Protocol):
+    """What `choose` reads of a request. It changes nothing: the engine takes the tokens and advances the request itself."""
+
+    sampling: Sampling
+    stop_ids: Collection[int]
+    matcher: Matcher | None
+    """Follows `sampling.constraint`; None where there is none."""
+    counts: Mapping[int, int] | None
+    """How often each id was generated; may be None where the sampling is not `penalised`."""
+    seen: Collection[int]
+    """The ids of the prompt, read under a repetition penalty."""
+
+    def draw(self, ahead: int) -> float:
+        """The uniform number of the token after the next `ahead` ones."""
+
+
+class Choice(NamedTuple):
+    """The tokens that a step gave to one request: the drafts that were right and the token after them, up to a stop id.
+
+    `logprobs` has one per id where they were asked for, `top_logprobs` the likeliest ids with theirs, likeliest first.
+    """
+
+    ids: list[int]
+    logprobs: list[float] | None
+    top_logprobs: list[list[tuple[int, float]]] | None
 
 
 def uniforms(seed: int, prompt: Sequence[int], index: int, count: int) -> np.ndarray:
@@ -77,62 +141,217 @@ def uniforms(seed: int, prompt: Sequence[int], index: int, count: int) -> np.nda
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
-def pick(logits: torch.Tensor, settings: list[Sampling], draws: list[float], seen: list[set[int]]) -> torch.Tensor:
+def choose(
+    logits: torch.Tensor,
+    requests: Sequence[Request],
+    drafts: Sequence[Sequence[int]] | None = None,
+    n_vocab: int | None = None,
+) -> list[Choice]:
+    """What each request's next tokens are: (rows, V) fp32 logits, which are overwritten -> one `Choice` each.
+
+    A request has 1 + len(draft) rows, one after another: after its last token, and after each drafted token. At row j the
+    tokens before it are taken to be the draft's first j, for penalties, number and constraint alike. Ids from `n_vocab` on
+    are padding of the embedding table and never chosen. Raises FloatingPointError where a row holds no finite score.
+    """
+    drafts = drafts or [()] * len(requests)
+    owners = [(r, draft, j) for r, draft in zip(requests, drafts, strict=True) for j in range(len(draft) + 1)]
+    settings = [r.sampling for r, _, _ in owners]
+    reported = _Reported.of(logits, settings, n_vocab)
+    if n_vocab is not None:
+        logits[:, n_vocab:] = -torch.inf
+    draws = [r.draw(j) if r.sampling.temperature > 0 else 0.0 for r, _, j in owners]
+    tokens = pick(logits, settings, draws, [_counts(*owner) for owner in owners], _masks(requests, drafts)).tolist()
+    reported.read(tokens)
+    choices, first = [], 0
+    for request, draft in zip(requests, drafts, strict=True):
+        count = 1
+        while count <= len(draft) and (token := tokens[first + count - 1]) == draft[count - 1]:
+            if token in request.stop_ids:
+                break
+            count += 1
+        rows = range(first, first + count)
+        choices.append(Choice([tokens[row] for row in rows], *reported.rows(rows)))
+        first += len(draft) + 1
+    return choices
+
+
+def pick(
+    logits: torch.Tensor,
+    settings: Sequence[Sampling],
+    draws: Sequence[float],
+    counts: Sequence[Mapping[int, int] | None],
+    masks: tuple[Sequence[int], np.ndarray] | None = None,
+) -> torch.Tensor:
     """The next token of each row: (rows, V) fp32 logits, which may be overwritten -> (rows,) int64.
 
-    `draws` holds one uniform number per row; `seen` each row's ids so far (read only under a repetition penalty).
+    `draws` holds one uniform number per row; `counts`, read only where a penalty is set, how often each id was generated,
+    with the prompt's other ids at 0. `masks` are some rows and the bits of what they allow (`Masks.rows`).
     """
-    for row, sampling in enumerate(settings):
-        if sampling.repetition_penalty != 1:
-            ids = torch.tensor(sorted(seen[row]), device=logits.device)
-            scores = logits[row, ids]
-            penalty = sampling.repetition_penalty
-            logits[row, ids] = torch.where(scores > 0, scores / penalty, scores * penalty)
-    chosen, groups = logits.argmax(-1), {}
-    for row, sampling in enumerate(settings):
-        if sampling.temperature > 0:
-            # Equal scores are ordered by the selection's algorithm: a row must get the same one in every batch.
-            groups.setdefault((sampling.filtered, sampling.top_k), []).append(row)
-    for rows in groups.values():
-        part = logits if len(rows) == len(settings) else logits[rows]
-        chosen[rows] = _draw(part, [settings[r] for r in rows], [draws[r] for r in rows])
+    _penalise(logits, settings, counts)
+    biased = [(row, i, bias) for row, s in enumerate(settings) for i, bias in s.logit_bias]
+    if biased:
+        rows, ids, values = (torch.tensor(column, device=logits.device) for column in zip(*biased, strict=True))
+        logits[rows, ids] += values
+    if masks is not None:
+        apply(logits, *masks)
+    best, chosen = logits.max(-1)  # of equal scores the first
+    if not torch.isfinite(best).all():
+        raise FloatingPointError("the model's logits are not finite; its weights are damaged or overflowed")
+    drawn = [row for row, s in enumerate(settings) if s.temperature > 0]
+    for filtered in (False, True):
+        rows = [row for row in drawn if settings[row].filtered is filtered]
+        if rows:
+            whole = len(rows) == len(settings)
+            part, highest = (logits, best) if whole else (logits[rows], best[rows])
+            draw = _draw_filtered if filtered else _draw
+            chosen[rows] = draw(part, highest, [settings[r] for r in rows], [draws[r] for r in rows])
     return chosen
 
 
-def _draw(logits: torch.Tensor, settings: list[Sampling], draws: list[float]) -> torch.Tensor:
-    """One draw for each row; the rows share `top_k`, and whether they filter at all."""
-
-    def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
-
-    logits = logits - logits.max(-1, keepdim=True).values
-    p = torch.softmax(logits / column([s.temperature for s in settings]).clamp_min(_LOWEST_TEMPERATURE), -1)
-    u = column(draws, torch.float64).clamp_max(_BELOW_ONE)
-    if not settings[0].filtered:
-        return _invert(p, u)
-    top_p, min_p = column([s.top_p for s in settings]), column([s.min_p for s in settings])
-    top_k, vocabulary = settings[0].top_k, p.shape[-1]
-    most = min(top_k or _SHORTLIST, vocabulary)
-    short, order = p.topk(most, -1)
-    if top_k:
-        short = short / short.sum(-1, keepdim=True)
-    place = order.gather(-1, _invert(_cut(short, top_p, min_p), u)[:, None])[:, 0]
-    if not top_k and most < vocabulary:
-        # Only rows whose last token in the shortlist would be kept as well need the whole vocabulary in order.
-        flat = ((short.sum(-1, keepdim=True) < top_p) & (short[:, -1:] >= min_p * short[:, :1]))[:, 0]
-        if flat.any():
-            long, order = p[flat].sort(dim=-1, descending=True, stable=True)
-            place[flat] = order.gather(-1, _invert(_cut(long, top_p[flat], min_p[flat]), u[flat])[:, None])[:, 0]
-    return place
+def _penalise(logits: torch.Tensor, settings: Sequence[Sampling], counts: Sequence[Mapping[int, int] | None]) -> None:
+    for row, s in enumerate(settings):
+        if not s.penalised or not counts[row]:
+            continue
+        times = counts[row]
+        ids = torch.from_numpy(np.fromiter(times.keys(), np.int64, len(times))).to(logits.device)
+        often = torch.from_numpy(np.fromiter(times.values(), np.float32, len(times))).to(logits.device)
+        scores = logits[row, ids]
+        scores = torch.where(scores > 0, scores / s.repetition_penalty, scores * s.repetition_penalty)
+        logits[row, ids] = scores - s.frequency_penalty * often - s.presence_penalty * (often > 0)
 
 
-def _cut(p: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """Zeroes what top-p and min-p cut off; p is (rows, tokens), falling."""
-    p = p * (p.cumsum(-1) - p < top_p)  # a token stays while the mass before it is short of top_p
-    return p * (p >= min_p * p[:, :1])
+def _column(values: Iterable[float], like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(list(values), dtype=dtype, device=like.device)[:, None]
 
 
-def _invert(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """The place in each row where the cumulative mass passes the share u of the whole."""
-    mass = p.cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_max(p.shape[-1] - 1)[:, 0]
+def _weights(logits: torch.Tensor, best: torch.Tensor, settings: Sequence[Sampling]) -> torch.Tensor:
+    """Each token's probability in proportion to the likeliest one's, which is `_WHOLE`, cut to whole numbers (fp32)."""
+    temperature = _column((s.temperature for s in settings), logits, torch.float32).clamp_min(_LOWEST_TEMPERATURE)
+    return (logits - best[:, None]).div_(temperature).exp_().mul_(_WHOLE).floor_()
+
+
+def _draw(
+    logits: torch.Tensor, best: torch.Tensor, settings: Sequence[Sampling], draws: Sequence[float]
+) -> torch.Tensor:
+    return _invert(_weights(logits, best, settings), _column(draws, logits, torch.float64))
+
+
+def _draw_filtered(
+    logits: torch.Tensor, best: torch.Tensor, settings: Sequence[Sampling], draws: Sequence[float]
+) -> torch.Tensor:
+    """One draw for each row under top-k, top-p or min-p: from the shortlist where what is kept ends within it."""
+    u, weights = _column(draws, logits, torch.float64), _weights(logits, best, settings)
+    total = weights.sum(-1, keepdim=True, dtype=torch.float64)
+    most = min(_SHORTLIST + 1, logits.shape[-1])
+    short, order = logits.topk(most, -1)
+    # Equal scores by id, whatever order the selection left them in.
+    order, places = order.sort(-1)
+    short, places = short.gather(-1, places).sort(dim=-1, descending=True, stable=True)
+    order = order.gather(-1, places)
+    kept = _cut(weights.gather(-1, order), total, settings)
+    chosen = order.gather(-1, _invert(kept, u)[:, None])[:, 0]
+    if most < logits.shape[-1]:
+        # Rows that keep more, or a token that scores like the shortlist's last one (others outside may too): order them whole.
+        ends = short.gather(-1, (kept > 0).sum(-1, keepdim=True) - 1)
+        beyond = (ends <= short[:, -1:]) | (_column((s.top_k for s in settings), logits, torch.int64) >= most)
+        if rows := beyond[:, 0].nonzero()[:, 0].tolist():
+            order = logits[rows].sort(dim=-1, descending=True, stable=True).indices
+            kept = _cut(weights[rows].gather(-1, order), total[rows], [settings[row] for row in rows])
+            chosen[rows] = order.gather(-1, _invert(kept, u[rows])[:, None])[:, 0]
+    return chosen
+
+
+def _cut(weights: torch.Tensor, total: torch.Tensor, settings: Sequence[Sampling]) -> torch.Tensor:
+    """Zeroes what the filters cut off; (rows, tokens) falling weights of rows that sum to `total` with all their tokens."""
+    width = weights.shape[-1]
+    top_k = _column((min(s.top_k or width, width) for s in settings), weights, torch.int64)
+    top_p = _column((s.top_p for s in settings), weights, torch.float64)
+    min_p = _column((s.min_p for s in settings), weights, torch.float64)
+    mass = weights.cumsum(-1, dtype=torch.float64)
+    limited = torch.tensor([bool(s.top_k) for s in settings], device=weights.device)[:, None]
+    total = torch.where(limited, mass.gather(-1, top_k - 1), total)
+    keep = mass - weights < top_p * total  # a token stays while the mass before it is short of top_p
+    keep &= torch.arange(width, device=weights.device) < top_k
+    return weights * keep * (weights >= min_p * _WHOLE)
+
+
+def _invert(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """The place in each row where the cumulative mass passes the share u of the whole; only where there is mass."""
+    mass = weights.cumsum(-1, dtype=torch.float64)
+    target = torch.minimum((u * mass[:, -1:]).floor_(), mass[:, -1:] - 1)
+    return torch.searchsorted(mass, target, right=True)[:, 0]
+
+
+def _counts(request: Request, draft: Sequence[int], ahead: int) -> Mapping[int, int] | None:
+    """The counts of `pick` for the row after the first `ahead` drafted tokens."""
+    if not request.sampling.penalised:
+        return None
+    counts = dict.fromkeys(request.seen, 0) if request.sampling.repetition_penalty != 1 else {}
+    counts |= request.counts or {}
+    for token in draft[:ahead]:
+        counts[token] = counts.get(token, 0) + 1
+    return counts
+
+
+def _masks(requests: Sequence[Request], drafts: Sequence[Sequence[int]]) -> tuple[list[int], np.ndarray] | None:
+    """Rows under a constraint, and what they allow."""
+    rows, matchers, ahead, first = [], [], [], 0
+    for request, draft in zip(requests, drafts, strict=True):
+        if request.matcher is not None:
+            rows += range(first, first + len(draft) + 1)
+            matchers.append(request.matcher)
+            ahead.append(draft)
+        first += len(draft) + 1
+    return (rows, matchers[0].masks.rows(matchers, ahead)) if rows else None
+
+
+class _Reported:
+    """Log-probabilities under the model itself, of the rows that ask for them; taken before the logits are changed."""
+
+    def __init__(self, logits: torch.Tensor, settings: Sequence[Sampling], rows: list[int], n_vocab: int | None):
+        self._places = {row: place for place, row in enumerate(rows)}
+        self._own: list[float] = []
+        self._top: dict[int, list[tuple[int, float]]] = {}
+        if not rows:
+            return
+        self._logprobs = logits[rows].log_softmax(-1)
+        by_count: dict[int, list[int]] = {}
+        for row in rows:
+            if settings[row].top_logprobs:
+                by_count.setdefault(settings[row].top_logprobs, []).append(row)
+        for count, group in by_count.items():
+            values, ids = self._logprobs[[self._places[row] for row in group], :n_vocab].topk(count, -1)
+            for row, row_ids, row_values in zip(group, ids.tolist(), values.tolist(), strict=True):
+                self._top[row] = list(zip(row_ids, row_values, strict=True))
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, settings: Sequence[Sampling], n_vocab: int | None) -> _Reported:
+        return cls(logits, settings, [r for r, s in enumerate(settings) if s.logprobs or s.top_logprobs], n_vocab)
+
+    def read(self, tokens: list[int]) -> None:
+        """Notes the log-probabilities of the tokens that were chosen, one per row."""
+        if self._places:
+            chosen = torch.tensor([tokens[row] for row in self._places], device=self._logprobs.device)
+            self._own = self._logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
+
+    def rows(self, rows: range) -> tuple[list[float] | None, list[list[tuple[int, float]]] | None]:
+        own = [self._own[self._places[row]] for row in rows] if rows[0] in self._places else None
+        return own, [self._top[row] for row in rows] if rows[0] in self._top else None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _frozen_bias(bias: object) -> tuple[tuple[int, float], ...]:
+    """A logit bias as pairs, sorted by id. Raises ValueError for what is no id or no finite number."""
+    try:
+        pairs = dict(bias)
+    except (TypeError, ValueError):
+        raise ValueError(f"logit_bias is {bias!r}; it must map ids to numbers") from None
+    for id_, value in pairs.items():
+        if isinstance(id_, bool) or not isinstance(id_, int) or id_ < 0:
+            raise ValueError(f"logit_bias has the key {id_!r}; its keys are ids of tokens, whole numbers from 0 on")
+        if not _is_finite(value):
+            raise ValueError(f"logit_bias of id {id_} is {value!r}; it must be a finite number")
+    return tuple((id_, float(pairs[id_])) for id_ in sorted(pairs))
