@@ -6,6 +6,7 @@ pages are plain tensors in one documented order, which the plain path gathers fr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ Spans = Sequence[tuple[int, int, list[int]]]
 """(first row, rows, block table) of each sequence in a step."""
 SIZE = 16
 """Positions of a block."""
+CACHE_BYTES = 2**30
+"""Of keys and values at least, where all requests at once could use them."""
 
 
 class Pages:
@@ -40,6 +43,12 @@ class Pages:
         self.k_scale = self.v_scale = None
         if dtype == torch.int8:
             self.k_scale, self.v_scale = (_zeros(shape[:-1], torch.float32, device) for _ in "kv")
+
+    def clear(self) -> None:
+        """Zeros everywhere, whatever damaged weights may have left."""
+        for name in ("k", "v", "k_scale", "v_scale"):
+            if (old := getattr(self, name)) is not None:
+                setattr(self, name, _zeros(tuple(old.shape), old.dtype, self.device))
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole blocks, (source, target) in order."""
@@ -149,3 +158,21 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     size = torch.empty((), dtype=dtype).element_size()
     words = np.zeros((*shape[:-1], shape[-1] * size), dtype=np.uint8)
     return torch.from_numpy(words).view(dtype)
+
+
+def blocks_for(
+    config: LlamaConfig, max_batch: int, dtype: torch.dtype, device: torch.device, cache_tokens: int | None
+) -> int:
+    """Blocks of the cache: what all requests at once could use, as far as memory goes."""
+    if cache_tokens is not None:
+        if cache_tokens < SIZE:
+            raise ValueError(f"cache_tokens is {cache_tokens}; it must be at least {SIZE}")
+        return cache_tokens // SIZE
+    size = torch.empty((), dtype=dtype).element_size()
+    block = 2 * config.n_layers * config.n_kv_heads * SIZE * (config.head_dim * size + (4 if size == 1 else 0))
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[0] * 3 // 4
+    else:
+        room = max(CACHE_BYTES, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+    whole = -(-config.max_seq_len // SIZE) + 1
+    return max(1, min(max_batch * whole, room // block))

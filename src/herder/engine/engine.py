@@ -1,86 +1,52 @@
-"""`Engine`: generation, streaming and scoring for a Llama, on CPU or CUDA (paper section 6).
+"""`Engine`: generation, streaming, scoring and reading for a Llama, on CPU or CUDA (paper section 6).
 
-Requests join and leave the running batch between steps (continuous batching); identical prompts are prefilled once. The
-one design decision: everything a request needs (random stream, limits, stop ids) hangs on the request, so its result is
-the same whatever shares the batch.
+Requests join and leave between steps; a step computes single tokens of those that run and pieces of new prompts together
+(continuous batching, chunked prefill), over pages that equal prefixes share. The one design decision: scheduling, computing and
+choosing are three parts that meet here alone, each replaceable, and none of them changes what a request gets.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from herder.engine.cache import SlotCache
-from herder.engine.sample import Sampling, pick, uniforms
+from herder.engine.adapters import AdapterRunner, read_adapter
+from herder.engine.cache import SIZE, Pages, blocks_for
+from herder.engine.constrain import Masks
+from herder.engine.kernels import NativeRunner, supports, unavailable
+from herder.engine.quantize import quantize
+from herder.engine.request import Completion, Generation, Piece, Reading
+from herder.engine.runner import Batch, Runner, TorchRunner
+from herder.engine.sample import Choice, Sampling, choose
+from herder.engine.scheduler import Scheduler
+from herder.engine.sequence import Sequence as Positions
+from herder.engine.sequence import Step
+from herder.engine.speculate import Proposer
 from herder.model import Llama
-from herder.tokenizer import StreamDecoder, Tokenizer
+from herder.tokenizer import Tokenizer
 
-PREFILL_TOKENS = 8192
-"""Padded tokens of one prefill or scoring batch; bounds the memory of activations."""
+TOKEN_BUDGET = 2048
+"""Tokens of one step; bounds the memory of activations and the time between two tokens of those that run."""
 LOGITS_ELEMENTS = 2**25
 """Elements of one block of logits when scoring (128 MiB in fp32)."""
 
 _DEFAULT = Sampling()
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One continuation. `ids` include the stop id where there was one; `text` holds no special token.
-
-    `stop_reason` is "stop" (a stop id) or "length" (max_tokens or the context was reached); `version` counts the weight
-    updates of the engine that produced it. `logprobs` are natural logarithms, one per id, where they were asked for.
-    """
-
-    ids: list[int]
-    text: str
-    stop_reason: str
-    version: int
-    logprobs: list[float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one step of a stream adds: ids, and the characters they complete. `stop_reason` is set on the last piece."""
-
-    text: str
-    ids: list[int]
-    stop_reason: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    index: int
-    prompt: list[int]
-    sampling: Sampling
-    limit: int
-    stop_ids: frozenset[int]
-    draws: list[float]
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    seen: set[int] = field(default_factory=set)
-    stop_reason: str | None = None
-
-    def take(self, token: int, logprob: float | None) -> None:
-        self.ids.append(token)
-        self.seen.add(token)
-        if logprob is not None:
-            self.logprobs.append(logprob)
-        if token in self.stop_ids:
-            self.stop_reason = "stop"
-        elif len(self.ids) >= self.limit:
-            self.stop_reason = "length"
-
-
 class Engine:
     """Runs `model` with the ids of `tokenizer`.
 
-    The engine reads the model it is given; only where `dtype` or `device` ask for a change does it make a copy of its
-    own. `max_batch` is how many sequences run at once.
+    The engine reads the model it is given; only where `dtype`, `device` or `quantized` ask for a change does it make a copy of
+    its own. `max_batch` is how many sequences run at once; `cache_tokens` how many positions are kept (a share of the memory
+    unless given), `kv_dtype` as what (int8 halves them), `token_budget` how many tokens one step computes at most. `proposer`
+    makes a proposer of drafts for each request (`PromptLookup`, or one of `draft`): it changes the speed and no token.
+    `native` computes with C++ kernels where the device is a CPU and a compiler is there.
     """
 
     def __init__(
@@ -91,19 +57,38 @@ class Engine:
         max_batch: int = 32,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        quantized: Literal["int8", "int4", "fp8"] | None = None,
+        kv_dtype: torch.dtype | None = None,
+        cache_tokens: int | None = None,
+        token_budget: int = TOKEN_BUDGET,
+        proposer: Callable[[], Proposer] | None = None,
+        native: bool = True,
     ):
-        if max_batch < 1:
-            raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
         if model.config.vocab_size < tokenizer.n_vocab:
             raise ValueError(
                 f"the model has {model.config.vocab_size} token embeddings but the tokenizer {tokenizer.n_vocab} ids; "
                 "give the tokenizer that the model was trained with"
             )
+        for name, value in {"max_batch": max_batch, "token_budget": token_budget}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         weight = next(model.parameters())
         self.dtype, self.device = dtype or weight.dtype, torch.device(device or weight.device)
         if (self.dtype, self.device) != (weight.dtype, weight.device):
             model = copy.deepcopy(model).to(device=self.device, dtype=self.dtype)
+        self.quantized, self.native, self.proposer = quantized, native, proposer
         self.model, self.tokenizer, self.max_batch, self.version = model, tokenizer, max_batch, 0
+        self.token_budget = max(token_budget, max_batch)
+        blocks = blocks_for(model.config, max_batch, kv_dtype or self.dtype, self.device, cache_tokens)
+        self.pages = Pages(model.config, blocks, kv_dtype or self.dtype, self.device, compute=self.dtype)
+        self.scheduler = Scheduler(blocks, SIZE, max_sequences=max_batch, token_budget=self.token_budget)
+        self.runner = self._runner()
+        self.adapted: AdapterRunner | None = None
+        self._owners: dict[Positions, Generation | Reading] = {}
+
+    @cached_property
+    def _masks(self) -> Masks:
+        return Masks(self.tokenizer)
 
     @property
     def context(self) -> int:
@@ -126,26 +111,74 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling] = _DEFAULT
     ) -> Iterator[tuple[int, Completion]]:
         """`generate` as a stream of (index in its result, completion), each as soon as it is finished."""
-        requests = self._requests(prompts, sampling)
+        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(each)} samplings; give one for all or one for each")
+        made = [
+            self._generations(prompt, s, number) for number, (prompt, s) in enumerate(zip(prompts, each, strict=True))
+        ]
+        requests = [request for group in made for request in group]
+        for index, request in enumerate(requests):
+            request.index = index
         return self._completed(requests)
 
     def stream(self, prompt: Sequence[int], sampling: Sampling = _DEFAULT) -> Iterator[Piece]:
-        """Continues one prompt, piece by piece; a piece never ends within a character."""
+        """Continues one prompt, piece by piece; a piece never ends within a character. Several streams may be read in turns:
+        what one of them computes serves all."""
         if sampling.n != 1:
             raise ValueError(f"n is {sampling.n}; a stream gives one completion, set n to 1")
-        return self._stream(self._requests([prompt], sampling))
+        return self._stream(self._generations(prompt, sampling, 0)[0])
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling = _DEFAULT,
+        *,
+        priority: int = 0,
+        client: str = "",
+        adapter: str = "",
+    ) -> list[Generation]:
+        """Queues a prompt for `step` and returns its `n` continuations, whose `pieces` and `stop_reason` tell how far they are.
+
+        A smaller `priority` goes first; between clients the one that was served least.
+        """
+        made = self._generations(prompt, sampling, 0, priority=priority, client=client, adapter=adapter)
+        self._add(made)
+        return made
+
+    def cancel(self, requests: Iterable[Generation | Reading]) -> None:
+        """Drops requests in whatever phase they are; finished ones are left as they are."""
+        for request in requests:
+            if self._owners.pop(request.sequence, None) is not None:
+                self.scheduler.cancel(request.sequence)
 
     @torch.inference_mode()
-    def score(self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Natural log-probabilities of each continuation's tokens after its context: (tokens,) float32 arrays.
+    def step(self) -> list[Generation | Reading]:
+        """Computes the next tokens of what waits and runs; the requests that got something. Empty where nothing is to do."""
+        step = self.scheduler.schedule()
+        if not step.spans:
+            return []
+        try:
+            self.pages.copy(step.copies)
+            batch, counts = self._batch(step)
+            return self._take(step, counts, (self.adapted if batch.adapters else self.runner).run(batch))
+        except BaseException:
+            self._abandon("the engine broke off in a step; start this generation again")
+            raise
+
+    def score(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], adapter: str = ""
+    ) -> list[np.ndarray]:
+        """Natural log-probabilities of each continuation's tokens after its context: (tokens,) float32 arrays. Equal contexts
+        and equal beginnings are computed once.
 
         Raises ValueError for an empty context, an id that is none, or a row that exceeds the context.
         """
         if len(contexts) != len(continuations):
             raise ValueError(f"{len(contexts)} contexts but {len(continuations)} continuations; give one for each")
-        rows = []
+        readings: list[Reading | None] = []
         for index, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
-            row = [*map(int, context), *map(int, continuation)]
+            ids, row = [int(i) for i in continuation], [*map(int, context), *map(int, continuation)]
             if len(context) == 0:
                 raise ValueError(f"context {index} is empty; give at least the token of begin_of_text")
             self._check_ids(row, f"context and continuation {index}")
@@ -154,183 +187,270 @@ class Engine:
                     f"context and continuation {index} have {len(row)} tokens; the model's context of {self.context} "
                     f"scores {self.context + 1} at most, cut the context on its left"
                 )
-            rows.append((row, len(continuation)))
-        results: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
-        order = sorted((i for i, (_, count) in enumerate(rows) if count), key=lambda i: -len(rows[i][0]))
-        for batch in _batches(order, lambda i: len(rows[i][0]) - 1, PREFILL_TOKENS, PREFILL_TOKENS):
-            for i, values in zip(batch, self._score_rows([rows[i] for i in batch]), strict=True):
-                results[i] = values
-        return results
+            group = ("score", adapter, tuple(row[: len(context)]))
+            positions = Positions(row[:-1], 0, len(context) - 1, group=group, namespace=adapter, client="score")
+            readings.append(Reading(positions, self._log_probs, ids, self._known(adapter)) if ids else None)
+        self._read([reading for reading in readings if reading is not None])
+        return [np.zeros(0, np.float32) if r is None else np.concatenate(r.parts) for r in readings]
+
+    def embed(self, rows: Sequence[Sequence[int]], adapter: str = "") -> np.ndarray:
+        """(rows, dim) float32: the normalised hidden state at each row's last position, which sees all of it. What a reward head
+        or a comparison of texts reads. Raises ValueError as `generate` does."""
+        readings = []
+        for index, row in enumerate(rows):
+            ids = self._prompt(row, f"row {index}", self.context)
+            positions = Positions(ids, 0, len(ids) - 1, group=("embed", tuple(ids)), namespace=adapter, client="embed")
+            readings.append(Reading(positions, lambda hidden, _: hidden.float(), [], self._known(adapter)))
+        self._read(readings)
+        return (
+            np.stack([r.parts[0][0] for r in readings])
+            if readings
+            else np.zeros((0, self.model.config.dim), np.float32)
+        )
+
+    def reward(self, rows: Sequence[Sequence[int]], head: torch.Tensor) -> np.ndarray:
+        """(rows,) float32 scores: the last hidden states times a reward head (dim,)."""
+        return self.embed(rows) @ head.detach().float().cpu().numpy()
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Adds a low-rank adapter (PEFT's two files) under a name that `submit` and `score` take. Rows of several adapters and of
+        none share a batch. Raises ValueError for one that does not fit, or a name that is taken."""
+        if not name or (self.adapted is not None and name in self.adapted.adapters):
+            raise ValueError(f"the adapter's name {name!r} is empty or taken; choose another")
+        known = {} if self.adapted is None else self.adapted.adapters
+        self.adapted = AdapterRunner(self.model, self.pages, known | {name: read_adapter(folder, self.model)})
+
+    def _known(self, adapter: str) -> str:
+        if adapter and (self.adapted is None or adapter not in self.adapted.adapters):
+            raise ValueError(f"there is no adapter {adapter!r}; load_adapter brings one")
+        return adapter
 
     def update(self, named_tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Swaps all weights, or none: raises ValueError naming what is missing, unknown or of another shape."""
+        """Swaps all weights, or none: raises ValueError naming what is missing, unknown or of another shape. Requests that run
+        end with an error: half of their tokens would be of other weights."""
         new, own = dict(named_tensors), dict(self.model.named_parameters())
-        aliases = {name: p for name, p in self.model.named_parameters(remove_duplicate=False) if name not in own}
-        if missing := sorted(own.keys() - new.keys()):
-            raise ValueError(f"the update lacks {len(missing)} of {len(own)} weights, the first is {missing[0]}")
-        if extra := sorted(new.keys() - own.keys() - aliases.keys()):
-            raise ValueError(f"the update has {len(extra)} weights that the model has not, the first is {extra[0]}")
-        for name, tensor in new.items():
-            target = own[name] if name in own else aliases[name]
-            if tensor.shape != target.shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)} in the update, {tuple(target.shape)} in the model"
-                )
-            if name in aliases:
-                twin = next(n for n, p in own.items() if p is target)
-                if not torch.equal(tensor, new[twin]):
-                    raise ValueError(f"{name} and {twin} differ in the update, but the model ties them")
+        _check_update(new, own, dict(self.model.named_parameters(remove_duplicate=False)))
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(new[name])
         self.version += 1
+        self._abandon("the engine's weights were updated while this generation ran; start it again")
+        self.scheduler.forget()
+        self.pages.clear()
+        self.runner = self._runner()
+
+    def _runner(self) -> Runner:
+        model = self.model if self.quantized is None else quantize(copy.deepcopy(self.model), self.quantized)
+        if self.native and not supports(model) and not unavailable():
+            return NativeRunner(model, self.pages)
+        return TorchRunner(model, self.pages)
+
+    def _prompt(self, prompt: Sequence[int], what: str, longest: int) -> list[int]:
+        if isinstance(prompt, str):
+            raise ValueError(f"{what} is text; encode it with the tokenizer or a chat format first")
+        ids = [int(i) for i in prompt]
+        if not ids:
+            raise ValueError(f"{what} is empty; give at least the token of begin_of_text")
+        if len(ids) > longest:
+            raise ValueError(
+                f"{what} has {len(ids)} tokens; the model's context is {self.context}, "
+                "and at least one must be left for the answer"
+            )
+        self._check_ids(ids, what)
+        return ids
 
     def _check_ids(self, ids: list[int], what: str) -> None:
         if ids and not (min(ids) >= 0 and max(ids) < self.model.config.vocab_size):
             wrong = next(i for i in ids if not 0 <= i < self.model.config.vocab_size)
             raise ValueError(f"{what} holds the id {wrong}; the model knows 0 to {self.model.config.vocab_size - 1}")
 
-    def _requests(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[_Request]:
-        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-        if len(each) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(each)} samplings; give one for all or one for each")
-        requests: list[_Request] = []
-        for number, (prompt, s) in enumerate(zip(prompts, each, strict=True)):
-            if isinstance(prompt, str):
-                raise ValueError(f"prompt {number} is text; encode it with the tokenizer or a chat format first")
-            ids = [int(i) for i in prompt]
-            if not ids:
-                raise ValueError(f"prompt {number} is empty; give at least the token of begin_of_text")
-            if len(ids) >= self.context:
-                raise ValueError(
-                    f"prompt {number} has {len(ids)} tokens; the model's context is {self.context}, "
-                    "and at least one must be left for the answer"
-                )
-            self._check_ids(ids, f"prompt {number}")
-            stop_ids = self.tokenizer.stop_ids if s.stop_ids is None else frozenset(s.stop_ids)
-            limit = min(s.max_tokens, self.context - len(ids))
-            for sample in range(s.n):
-                draws = uniforms(s.seed, ids, sample, limit).tolist() if s.temperature > 0 else [0.0] * limit
-                seen = set(ids) if s.repetition_penalty != 1 else set()
-                requests.append(_Request(len(requests), ids, s, limit, stop_ids, draws, seen=seen))
-        return requests
+    def _generations(self, prompt: Sequence[int], s: Sampling, number: int, **more) -> list[Generation]:
+        ids = self._prompt(prompt, f"prompt {number}", self.context - 1)
+        s.check_ids(self.tokenizer.n_vocab)
+        self._known(more.get("adapter", ""))
+        limit = min(s.max_tokens, self.context - len(ids))
+        return [
+            Generation(
+                sample,
+                sample,
+                ids,
+                s,
+                limit,
+                self.tokenizer,
+                matcher=None if s.constraint is None else self._masks.matcher(s.constraint, s.stop_ids),
+                proposer=self.proposer() if self.proposer else None,
+                **more,
+            )
+            for sample in range(s.n)
+        ]
 
-    def _completed(self, requests: list[_Request]) -> Iterator[tuple[int, Completion]]:
-        version = self.version
-        for rows in self._run(requests):
-            for r in rows:
-                if r.stop_reason is not None:
-                    text = self.tokenizer.decode(r.ids, special=False)
-                    logprobs = r.logprobs if r.sampling.logprobs else None
-                    yield r.index, Completion(r.ids, text, r.stop_reason, version, logprobs)
+    def _add(self, requests: Sequence[Generation | Reading]) -> None:
+        added: list[Generation | Reading] = []
+        try:
+            for request in requests:
+                self.scheduler.add(request.sequence)
+                self._owners[request.sequence] = request
+                added.append(request)
+        except ValueError:
+            self.cancel(added)
+            raise
 
-    def _stream(self, requests: list[_Request]) -> Iterator[Piece]:
-        decoder = StreamDecoder(self.tokenizer)
-        for (request,) in self._run(requests):
-            text = decoder.push(request.ids[-1:])
+    def _completed(self, requests: list[Generation]) -> Iterator[tuple[int, Completion]]:
+        # Longest first: what does not fit in memory fails at once.
+        self._add(sorted(requests, key=lambda r: -r.prompt_length))
+        mine, version = set(requests), self.version
+        try:
+            while mine:
+                for request in self.step():
+                    if request in mine and request.stop_reason is not None:
+                        mine.discard(request)
+                        yield request.index, request.completion(version)
+                if failed := next((r.error for r in mine if r.error), None):
+                    raise RuntimeError(failed)
+        finally:
+            self.cancel(mine)
+
+    def _stream(self, request: Generation) -> Iterator[Piece]:
+        self._add([request])
+        try:
+            while request.stop_reason is None or request.pieces:
+                if request.pieces:
+                    yield request.pieces.popleft()
+                elif request.error:
+                    raise RuntimeError(request.error)
+                else:
+                    self.step()
+        finally:
+            self.cancel([request])
+
+    def _read(self, readings: list[Reading]) -> None:
+        self._add(sorted(readings, key=lambda r: -len(r.sequence.tokens)))
+        try:
+            while any(r.sequence in self._owners for r in readings):
+                self.step()
+                if failed := next((r.error for r in readings if r.error), None):
+                    raise RuntimeError(failed)
+        finally:
+            self.cancel(readings)
+
+    def _batch(self, step: Step) -> tuple[Batch, list[int]]:
+        """The rows of a step, and how many outputs each span asks for: its last ones."""
+        tokens, positions, spans, select, adapters, counts = [], [], [], [], [], []
+        for span in step.spans:
+            sequence, owner = span.sequence, self._owners[span.sequence]
+            ids = sequence.tokens if not sequence.drafts else [*sequence.tokens, *sequence.drafts]
+            first, end = len(tokens), span.start + span.count
+            read = owner.first + owner.taken if isinstance(owner, Reading) else len(sequence.tokens) - 1
+            tokens += ids[span.start : end]
+            positions += range(span.start, end)
+            spans.append((first, span.count, sequence.blocks))
+            counts.append(max(0, end - max(read, span.start)))
+            select += range(first + span.count - counts[-1], first + span.count)
+            adapters.append(owner.adapter)
+        return Batch(tokens, positions, spans, select, adapters if any(adapters) else []), counts
+
+    def _take(self, step: Step, counts: list[int], hidden: torch.Tensor) -> list[Generation | Reading]:
+        """Hands the outputs of a step to their requests, commits it and lets the finished ones go."""
+        valid, choosing, at = [span.count for span in step.spans], [], 0
+        touched: list[Generation | Reading] = []
+        for number, (span, count) in enumerate(zip(step.spans, counts, strict=True)):
+            owner = self._owners[span.sequence]
+            if count and isinstance(owner, Reading):
+                targets = owner.targets[owner.taken : owner.taken + count]
+                owner.parts.append(owner.read(hidden[at : at + count], targets).cpu().numpy())
+                owner.taken += count
+            elif count:
+                choosing.append((number, owner, range(at, at + count)))
+            at += count
+        for (number, owner, rows), choice in zip(choosing, self._choose(choosing, hidden), strict=True):
+            touched.append(owner)
+            valid[number] += self._accept(owner, choice) - len(rows)
+        self.scheduler.commit(step, valid)
+        for span in step.spans:
+            owner = self._owners[span.sequence]
+            if isinstance(owner, Reading) and owner.taken < len(span.sequence.tokens) - owner.first:
+                continue
+            if isinstance(owner, Reading):
+                touched.append(owner)
+            elif owner.stop_reason is None and owner.error is None:
+                continue
+            del self._owners[span.sequence]
+            self.scheduler.finish(span.sequence)
+        return touched
+
+    def _choose(self, choosing: list[tuple[int, Generation, range]], hidden: torch.Tensor) -> list[Choice | None]:
+        """One choice for each; None for a request whose constraint broke off, which then says so in its `error`."""
+        going = [(owner, rows) for _, owner, rows in choosing if owner.error is None]
+        if not going:
+            return [None] * len(choosing)
+        rows = [row for _, part in going for row in part]
+        logits = self.runner.logits(hidden if len(rows) == len(hidden) else hidden[rows])
+        owners = [owner for owner, _ in going]
+        try:
+            found = choose(logits, owners, [owner.sequence.drafts for owner in owners], self.tokenizer.n_vocab)
+        except FloatingPointError:
+            broken = [owner for owner in owners if owner.matcher is not None and owner.matcher.error]
+            if not broken:
+                raise
+            for owner in broken:
+                owner.error = f"the constraint broke off: {owner.matcher.error}"
+            return self._choose(choosing, hidden)
+        by_owner = dict(zip(owners, found, strict=True))
+        return [by_owner.get(owner) for _, owner, _ in choosing]
+
+    def _accept(self, request: Generation, choice: Choice | None) -> int:
+        """Takes what was chosen, up to where the request ends, and proposes what may follow; how many tokens were taken."""
+        drafts, request.sequence.drafts = request.sequence.drafts, []
+        if choice is None:
+            return 0
+        taken = 0
+        for i, token in enumerate(choice.ids):
+            request.take(
+                token,
+                choice.logprobs[i] if choice.logprobs else None,
+                choice.top_logprobs[i] if choice.top_logprobs else None,
+            )
+            taken += 1
             if request.stop_reason is not None:
-                text += decoder.finish()
-            yield Piece(text, request.ids[-1:], request.stop_reason)
+                return taken
+        if request.proposer is not None:
+            request.proposer.judged(len(drafts), taken - 1)
+            room = request.limit - request.generated - 1
+            request.sequence.drafts = request.proposer.propose(request.sequence.tokens)[: max(0, room)]
+        return taken
 
-    @torch.inference_mode()
-    def _run(self, requests: list[_Request]) -> Iterator[list[_Request]]:
-        """Runs requests to their end; after each step yields the rows that took a token."""
-        if not requests:
-            return
-        version, slots = self.version, min(self.max_batch, len(requests))
-        # Longest first: prompts of one prefill are alike in length, and what does not fit in memory fails at once.
-        waiting = deque(sorted(requests, key=lambda r: -len(r.prompt)))
-        capacity = max(len(r.prompt) + r.limit for r in requests)
-        cache = SlotCache(self.model.config, slots, capacity, self.dtype, self.device)
-        running: list[_Request] = []
-        while waiting or running:
-            if version != self.version:
-                raise RuntimeError("the engine's weights were updated while this generation ran; start it again")
-            # A prefill for every single free slot would cost more than the slot idling for some steps.
-            if waiting and slots - len(running) >= max(1, slots // 4 if running else 1):
-                rows = self._admit(waiting, slots - len(running))
-                logits = self._prefill(cache, rows, len(running))
-                running += rows
-            else:
-                rows, logits = list(running), self._decode(cache, running)
-            self._choose(rows, logits)
-            _leave(cache, running)
-            yield rows
+    def _log_probs(self, hidden: torch.Tensor, targets: list[int]) -> torch.Tensor:
+        """(rows, dim) hidden states and a target each -> (rows,) log-probabilities."""
+        target, parts = torch.tensor(targets, device=hidden.device), []
+        block = max(1, LOGITS_ELEMENTS // self.model.config.vocab_size)
+        for h, wanted in zip(hidden.split(block), target.split(block), strict=True):
+            logits = self.runner.logits(h)
+            parts.append(logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
+        return torch.cat(parts)
 
-    def _admit(self, waiting: deque[_Request], free: int) -> list[_Request]:
-        most = max(1, PREFILL_TOKENS // len(waiting[0].prompt))
-        return [waiting.popleft() for _ in range(min(free, most, len(waiting)))]
-
-    def _prefill(self, cache: SlotCache, rows: list[_Request], first_slot: int) -> torch.Tensor:
-        """Fills slots first_slot.. with the rows' prompts; (rows, V) logits after them. Equal prompts are run once."""
-        unique: dict[tuple[int, ...], list[int]] = {}
-        for i, row in enumerate(rows):
-            unique.setdefault(tuple(row.prompt), []).append(i)
-        longest = max(map(len, unique))
-        tokens = torch.tensor([[*p, *[0] * (longest - len(p))] for p in unique], device=self.device)
-        last = torch.tensor([j * longest + len(p) - 1 for j, p in enumerate(unique)], device=self.device)
-        attend = cache.prefill([first_slot + copies[0] for copies in unique.values()])
-        logits = self.model(tokens, attend=attend, select=last)
-        source = [0] * len(rows)
-        for j, (prompt, copies) in enumerate(unique.items()):
-            for i in copies:
-                source[i] = j
-                if i != copies[0]:
-                    cache.copy(first_slot + copies[0], first_slot + i, len(prompt))
-        return logits[source]
-
-    def _decode(self, cache: SlotCache, rows: list[_Request]) -> torch.Tensor:
-        """Feeds each row's last token; (rows, V) logits."""
-        places = [len(r.prompt) + len(r.ids) - 1 for r in rows]
-        tokens = torch.tensor([r.ids[-1:] for r in rows], device=self.device)
-        positions = torch.tensor(places, device=self.device)[:, None]
-        return self.model(tokens, positions=positions, attend=cache.decode(places))[:, 0]
-
-    def _choose(self, rows: list[_Request], logits: torch.Tensor) -> None:
-        logits = logits.float()
-        wanted = any(r.sampling.logprobs for r in rows)
-        raw = logits.log_softmax(-1) if wanted else None
-        logits[:, self.tokenizer.n_vocab :] = -torch.inf  # padding of the embedding table is no token
-        if not torch.isfinite(logits.amax(-1)).all():
-            raise FloatingPointError("the model's logits are not finite; its weights are damaged or overflowed")
-        chosen = pick(logits, [r.sampling for r in rows], [r.draws[len(r.ids)] for r in rows], [r.seen for r in rows])
-        logprobs = [None] * len(rows) if raw is None else raw.gather(-1, chosen[:, None])[:, 0].tolist()
-        for row, token, logprob in zip(rows, chosen.tolist(), logprobs, strict=True):
-            row.take(token, logprob)
-
-    def _score_rows(self, rows: list[tuple[list[int], int]]) -> list[np.ndarray]:
-        """Rows (context + continuation, number of scored tokens), longest first, as one right-padded batch."""
-        length = len(rows[0][0]) - 1
-        tokens = torch.tensor([[*row[:-1], *[0] * (length + 1 - len(row))] for row, _ in rows], device=self.device)
-        places = [j * length + i for j, (row, n) in enumerate(rows) for i in range(len(row) - 1 - n, len(row) - 1)]
-        targets = torch.tensor([i for row, n in rows for i in row[-n:]], device=self.device)
-        hidden = self.model.hidden(tokens, select=torch.tensor(places, device=self.device))
-        block, parts = max(1, LOGITS_ELEMENTS // self.model.config.vocab_size), []
-        for h, target in zip(hidden.split(block), targets.split(block), strict=True):
-            logits = self.model.lm_head(h).float()
-            parts.append(logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1))
-        values = torch.cat(parts).cpu().numpy()
-        return np.split(values, np.cumsum([n for _, n in rows])[:-1])
+    def _abandon(self, why: str) -> None:
+        for sequence, owner in self._owners.items():
+            owner.error = why
+            self.scheduler.cancel(sequence)
+        self._owners.clear()
 
 
-def _batches(order: list[int], length, tokens: int, rows: int) -> Iterator[list[int]]:
-    """Cuts indices, longest first, into batches of at most `tokens` padded tokens (and at least one row)."""
-    start = 0
-    while start < len(order):
-        count = max(1, min(rows, tokens // max(1, length(order[start]))))
-        yield order[start : start + count]
-        start += count
-
-
-def _leave(cache: SlotCache, running: list[_Request]) -> None:
-    """Takes finished rows out of `running`, whose index is the slot; the last row moves into each hole."""
-    i = 0
-    while i < len(running):
-        if running[i].stop_reason is None:
-            i += 1
-            continue
-        last = running.pop()
-        if i < len(running):
-            running[i] = last
-            if last.stop_reason is None:
-                cache.copy(len(running), i, len(last.prompt) + len(last.ids) - 1)
+def _check_update(
+    new: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], names: Mapping[str, torch.Tensor]
+) -> None:
+    """`own` are the weights, `names` the same with tied ones under all their names."""
+    aliases = {name: p for name, p in names.items() if name not in own}
+    if missing := sorted(own.keys() - new.keys()):
+        raise ValueError(f"the update lacks {len(missing)} of {len(own)} weights, the first is {missing[0]}")
+    if extra := sorted(new.keys() - names.keys()):
+        raise ValueError(f"the update has {len(extra)} weights that the model has not, the first is {extra[0]}")
+    for name, tensor in new.items():
+        target = names[name]
+        if tensor.shape != target.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} in the update, {tuple(target.shape)} in the model"
+            )
+        if name in aliases:
+            twin = next(n for n, p in own.items() if p is target)
+            if not torch.equal(tensor, new[twin]):
+                raise ValueError(f"{name} and {twin} differ in the update, but the model ties them")
