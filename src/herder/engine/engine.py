@@ -81,7 +81,7 @@ class Engine:
         self.token_budget = max(token_budget, max_batch)
         blocks = blocks_for(model.config, max_batch, kv_dtype or self.dtype, self.device, cache_tokens)
         self.pages = Pages(model.config, blocks, kv_dtype or self.dtype, self.device, compute=self.dtype)
-        self.scheduler = Scheduler(blocks, SIZE, max_sequences=max_batch, token_budget=self.token_budget)
+        self.scheduler = self._scheduler()
         self.runner = self._runner()
         self.adapted: AdapterRunner | None = None
         self._owners: dict[Positions, Generation | Reading] = {}
@@ -164,6 +164,7 @@ class Engine:
             return self._take(step, counts, (self.adapted if batch.adapters else self.runner).run(batch))
         except BaseException:
             self._abandon("the engine broke off in a step; start this generation again")
+            self.scheduler = self._scheduler()
             raise
 
     def score(
@@ -238,6 +239,10 @@ class Engine:
         self.scheduler.forget()
         self.pages.clear()
         self.runner = self._runner()
+
+    def _scheduler(self) -> Scheduler:
+        blocks = self.pages.k.shape[1]
+        return Scheduler(blocks, SIZE, max_sequences=self.max_batch, token_budget=self.token_budget)
 
     def _runner(self) -> Runner:
         model = self.model if self.quantized is None else quantize(copy.deepcopy(self.model), self.quantized)

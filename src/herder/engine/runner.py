@@ -49,7 +49,8 @@ class TorchRunner:
 
     def run(self, batch: Batch) -> torch.Tensor:
         tokens, positions, select = (
-            torch.tensor(ids, device=self.device) for ids in (batch.tokens, batch.positions, batch.select)
+            torch.tensor(ids, dtype=torch.int64, device=self.device)
+            for ids in (batch.tokens, batch.positions, batch.select)
         )
         attend = self.pages.attend(batch.spans, batch.positions)
         return self.model.hidden(tokens[None], positions=positions[None], attend=attend, select=select)
