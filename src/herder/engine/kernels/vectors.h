@@ -124,11 +124,10 @@ static inline Floats half_to_float(const uint8_t* p) {
 
 // acc + a.even * b.even + a.odd * b.odd in each 32-bit lane, where `pair` holds the same two int16 for every lane.
 static inline Ints dot_shorts(Ints acc, Shorts w, uint32_t pair) {
-    Words b = splat_word(pair);
 #if defined(__AVX512VNNI__)
-    return (Ints)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)w, (__m512i)b);
+    return (Ints)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)w, (__m512i)splat_word(pair));
 #elif defined(__AVX512BW__)
-    return acc + (Ints)_mm512_madd_epi16((__m512i)w, (__m512i)b);
+    return acc + (Ints)_mm512_madd_epi16((__m512i)w, (__m512i)splat_word(pair));
 #else
     Ints even = ((Ints)w << 16) >> 16, odd = (Ints)w >> 16;
     return acc + even * (int32_t)(int16_t)(pair & 0xffff) + odd * ((int32_t)pair >> 16);
