@@ -79,7 +79,7 @@ class Masks:
 
     def rows(self, matchers: Sequence[Matcher], drafts: Sequence[Sequence[int]]) -> np.ndarray:
         """The tokens that may come next for each matcher, and after each of its drafted tokens: (rows, words) int32, a bit for
-        each id from the lowest bit of the first word on. Matchers stay where they are."""
+        each id from the lowest bit of the first word on. A row without a bit allows nothing. Matchers stay where they are."""
         counts = [1 + len(draft) for draft in drafts]
         first = np.cumsum([0, *counts])
         bits = np.zeros((first[-1], self._words), dtype=np.int32)
@@ -87,6 +87,8 @@ class Masks:
         fill(self._executor, [(m.inner, int(at)) for m, at in zip(matchers, first, strict=False) if not m.ended], bits)
         for matcher, draft, at in zip(matchers, drafts, first, strict=False):
             matcher.finish_row(bits[at])
+            if not bits[at].any() and not matcher.may_end:
+                matcher.error = _first_line(matcher.inner.get_error()) or "it allows nothing more"
             bits[at + 1 : at + 1 + len(draft)] = self.ordinary
             self._follow(matcher, draft, bits[at:])
         return bits
@@ -147,8 +149,8 @@ class Matcher:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing may follow, not even an id that ends the turn: the end was taken, or there is none to take."""
-        return self.ended or (self.inner.is_stopped() and not (self.may_end and self.ends))
+        """Whether nothing may follow: the turn was ended, or all is said and no id is there to end it by."""
+        return self.ended or (not self.ends and self.may_end and not self.allowed().any())
 
     def allowed(self) -> np.ndarray:
         """(n_vocab,) bool: the ids that may come next."""
@@ -174,8 +176,6 @@ class Matcher:
         bits &= self.masks.ordinary
         if self.may_end:
             bits |= self._end_bits
-        elif self.inner.is_stopped():
-            self.error = _first_line(self.inner.get_error()) or "the constraint allows nothing more"
 
 
 def check_finite(schema: Any, kind: str) -> None:
@@ -232,7 +232,7 @@ def _schema_text(schema: object) -> str:
     """The schema as JSON text, always written alike."""
     try:
         value = json.loads(schema) if isinstance(schema, str) else schema
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps({"allOf": [value]} if isinstance(value, bool) else value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"json_schema is no JSON: {error}") from None
     if not isinstance(value, Mapping | bool):

@@ -160,13 +160,14 @@ def choose(
     if n_vocab is not None:
         logits[:, n_vocab:] = -torch.inf
     draws = [r.draw(j) if r.sampling.temperature > 0 else 0.0 for r, _, j in owners]
-    tokens = pick(logits, settings, draws, [_counts(*owner) for owner in owners], _masks(requests, drafts)).tolist()
+    masks, dead = _masks(requests, drafts)
+    tokens = pick(logits, settings, draws, [_counts(*owner) for owner in owners], masks).tolist()
     reported.read(tokens)
     choices, first = [], 0
     for request, draft in zip(requests, drafts, strict=True):
         count = 1
         while count <= len(draft) and (token := tokens[first + count - 1]) == draft[count - 1]:
-            if token in request.stop_ids:
+            if token in request.stop_ids or first + count in dead:
                 break
             count += 1
         rows = range(first, first + count)
@@ -293,16 +294,25 @@ def _counts(request: Request, draft: Sequence[int], ahead: int) -> Mapping[int, 
     return counts
 
 
-def _masks(requests: Sequence[Request], drafts: Sequence[Sequence[int]]) -> tuple[list[int], np.ndarray] | None:
-    """Rows under a constraint, and what they allow."""
-    rows, matchers, ahead, first = [], [], [], 0
+def _masks(
+    requests: Sequence[Request], drafts: Sequence[Sequence[int]]
+) -> tuple[tuple[list[int], np.ndarray] | None, set[int]]:
+    """Rows under a constraint with what they allow, and those of drafts that lead to where it allows nothing at all."""
+    rows, matchers, ahead, first, heads = [], [], [], 0, set()
     for request, draft in zip(requests, drafts, strict=True):
         if request.matcher is not None:
             rows += range(first, first + len(draft) + 1)
+            heads.add(first)
             matchers.append(request.matcher)
             ahead.append(draft)
         first += len(draft) + 1
-    return (rows, matchers[0].masks.rows(matchers, ahead)) if rows else None
+    if not rows:
+        return None, set()
+    masks = matchers[0].masks
+    bits = masks.rows(matchers, ahead)
+    dead = {rows[place]: place for place in (~bits.any(1)).nonzero()[0] if rows[place] not in heads}
+    bits[list(dead.values())] = masks.ordinary
+    return (rows, bits), set(dead)
 
 
 class _Reported:

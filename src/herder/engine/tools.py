@@ -56,7 +56,8 @@ def tool_constraint(
 def _around(name: str, form: str) -> list[str]:
     if form == "function_tag" and (not name or any(c == ">" or c.isspace() for c in name)):
         raise ValueError(f"the name {name!r} cannot stand in <function=...>")
-    return [part.format(name=dump(name, ascii=form == "json"), bare=name) for part in SPELLED[form]]
+    before, behind = SPELLED[form]
+    return [before.format(name=dump(name, ascii=form == "json"), bare=name), behind]
 
 
 def _arguments(function: dict) -> dict:
@@ -66,8 +67,9 @@ def _arguments(function: dict) -> dict:
         schema = {"type": "object", "properties": {}, "additionalProperties": False}
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         raise ValueError(f"the parameters of {function['name']} are no JSON schema of an object")
+    schema = {**schema, "type": "object"}
     check_finite(schema, f"the schema of the parameters of {function['name']}")
-    return {**schema, "type": "object", "x-guidance": _LAYOUT}
+    return {**schema, "x-guidance": _LAYOUT}
 
 
 def _literal(text: str) -> str:
