@@ -114,6 +114,7 @@ class Scheduler:
         if sequence.state == "waiting":
             self._waiting.remove(sequence)
         else:
+            self._waiting.step_down(sequence)
             self.running.remove(sequence)
             if self._step is None:
                 self.blocks.release(sequence)
@@ -259,6 +260,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """A running sequence waits again. Its tokens stay; what it had computed is found again as far as it stays cached."""
+        self._waiting.step_down(sequence)
         sequence.needed = max(sequence.needed, sequence.computed)
         self.running.remove(sequence)
         self.blocks.release(sequence)

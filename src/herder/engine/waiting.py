@@ -103,6 +103,12 @@ class Waiting:
             if not group.members:
                 del self._groups[sequence.group]
 
+    def step_down(self, sequence: Sequence) -> None:
+        """A sequence is about to stop running. If it has not computed its group's prefix, another one has to."""
+        group = self._groups.get(sequence.group)
+        if group is not None and group.leader is sequence and group.prefix_under_way():
+            group.leader = None
+
     def put(self, sequence: Sequence) -> None:
         """A sequence begins to wait."""
         self._levels[sequence.priority].put(sequence)
