@@ -26,7 +26,10 @@ struct Pages {
         if (kind == F32) {
             memcpy(out, x, size_t(count) * 4);
         } else if (kind == BF16) {
-            for (int i = 0; i < count; ++i) {
+            int i = 0;
+            for (; i + LANES <= count; i += LANES)
+                store(out + 2 * i, __builtin_convertvector(rounded_bf16(load<Floats>(x + i)), Halves));
+            for (; i < count; ++i) {
                 uint16_t half = uint16_t(rounded_bf16(splat(x[i]))[0]);
                 memcpy(out + 2 * i, &half, 2);
             }
@@ -59,7 +62,7 @@ struct AttentionScratch {
     float *q, *out, *most, *total, *k_tile, *v_tile;
 
     void fit(int queries, int wide) {
-        floats.assign(size_t(queries) * (2 * wide + 2) + 2 * CHUNK * wide, 0.0f);
+        floats.resize(size_t(queries) * (2 * wide + 2) + 2 * CHUNK * wide);
         q = floats.data();
         out = q + size_t(queries) * wide;
         most = out + size_t(queries) * wide;
@@ -144,10 +147,12 @@ static void attend(const Pages& pages, AttentionScratch& s, int layer, int head,
         for (int h = 0; h < heads; ++h) {
             int query = r * heads + h;
             memcpy(s.q + size_t(query) * wide, q + r * q_stride + size_t(h) * d, size_t(d) * 4);
+            for (int i = d; i < wide; ++i) s.q[size_t(query) * wide + i] = 0;
             memset(s.out + size_t(query) * wide, 0, size_t(wide) * 4);
             s.most[query] = -1e30f;
             s.total[query] = 0;
         }
+    if (d < wide) memset(s.k_tile, 0, size_t(2 * CHUNK) * wide * 4);  // what is read beyond a head is finite
     const float *k[CHUNK], *v[CHUNK];
     for (int from = 0; from <= last; from += CHUNK) {
         int count = last + 1 - from < CHUNK ? last + 1 - from : CHUNK;

@@ -32,6 +32,7 @@ struct Step {
 namespace {
 
 constexpr int ROW_BLOCK = 96;  // rows that share a panel while their inputs fit in the second-level cache
+constexpr int SOLO_ROWS = 4;   // up to here every thread makes all rows ready for itself, which is less than a barrier
 
 std::mutex one_call;
 
@@ -46,19 +47,62 @@ struct Buffer {
 };
 
 struct Memory {
-    Buffer hidden, qkv, attended, ffn, words, scale, sums;
-    std::vector<Buffer> line;
-    std::vector<AttentionScratch> scratch;
+    Buffer hidden, qkv, attended, ffn;
+    struct {
+        Buffer words, scale, sums;
+    } shared;
+    struct Own {
+        Buffer words, scale, sums, line;
+        AttentionScratch attention;
+    };
+    std::vector<Own> own;
 } memory;
 
-Rows rows_for(int rows, size_t padded) {
+template <class Buffers>
+Rows rows_in(Buffers& buffers, int rows, size_t padded) {
     size_t whole = size_t(rows + 3) / 4 * 4;
     Rows a{};
-    a.words = memory.words.of<uint32_t>(whole * padded);
-    a.scale = memory.scale.of<float>(whole);
-    a.group_sum = memory.sums.of<float>(whole * (padded / 4));
+    a.words = buffers.words.template of<uint32_t>(whole * padded);
+    a.scale = buffers.scale.template of<float>(whole);
+    a.group_sum = buffers.sums.template of<float>(whole * (padded / 32));
     return a;
 }
+
+// Rows of one product: made by all threads together, or, where they are few, by each for itself.
+struct Inputs {
+    Rows together;
+    std::vector<Rows> solo;
+    std::vector<float*> line;
+    int rows;
+
+    Inputs(int rows, size_t padded, int threads) : rows(rows) {
+        memory.own.resize(threads);
+        together = rows_in(memory.shared, rows, padded);
+        for (auto& own : memory.own) {
+            line.push_back(own.line.of<float>(padded));
+            solo.push_back(rows <= SOLO_ROWS ? rows_in(own, rows, padded) : Rows{});
+        }
+    }
+
+    // x: rows `w.inputs` apart; change(from, to) fills a row's inputs.
+    template <class Change>
+    Rows make(Team::Worker& worker, const Matrix& w, const float* x, Change&& change) {
+        Rows a = rows <= SOLO_ROWS ? solo[worker.id] : together;
+        a.fit(w);
+        float* values = line[worker.id];
+        memset(values + w.inputs, 0, size_t(w.padded - w.inputs) * 4);
+        auto one = [&](int row) {
+            change(x + size_t(row) * w.inputs, values);
+            a.put(w, row, values);
+        };
+        if (rows > SOLO_ROWS) worker.each(rows, 1, one);
+        else for (int row = 0; row < rows; ++row) one(row);
+        return a;
+    }
+    Rows make(Team::Worker& worker, const Matrix& w, const float* x) {
+        return make(worker, w, x, [&](const float* from, float* to) { memcpy(to, from, size_t(w.inputs) * 4); });
+    }
+};
 
 // Calls finish(row, panel, values) for each row's 32 outputs of each panel.
 template <class Finish>
@@ -152,24 +196,24 @@ struct Run {
     const Model& m;
     const Pages& pages;
     const Step& s;
-    Rows rows;
-    size_t line_width, qkv_width;
+    Inputs inputs;
+    const size_t qkv_width;
     float *hidden, *qkv, *attended, *ffn;
     std::vector<Stretch> spread;
 
-    Run(const Model& m, const Pages& pages, const Step& s, int threads) : m(m), pages(pages), s(s), spread(stretches(s)) {
-        line_width = padded_most(m);
-        qkv_width = size_t(m.heads + 2 * m.kv_heads) * m.head_dim;
-        rows = rows_for(s.rows, line_width);
+    Run(const Model& m, const Pages& pages, const Step& s, int threads)
+        : m(m),
+          pages(pages),
+          s(s),
+          inputs(s.rows, padded_most(m), threads),
+          qkv_width(size_t(m.heads + 2 * m.kv_heads) * m.head_dim),
+          spread(stretches(s)) {
         hidden = memory.hidden.of<float>(size_t(s.rows) * m.dim);
         qkv = memory.qkv.of<float>(s.rows * qkv_width);
         attended = memory.attended.of<float>(size_t(s.rows) * m.heads * m.head_dim);
         ffn = memory.ffn.of<float>(size_t(s.rows) * m.ffn);
-        memory.line.resize(threads);
-        memory.scratch.resize(threads);
         int wide = (m.head_dim + LANES - 1) / LANES * LANES;
-        for (auto& line : memory.line) line.of<float>(line_width);
-        for (auto& scratch : memory.scratch) scratch.fit(QUERY_ROWS * (m.heads / m.kv_heads), wide);
+        for (auto& own : memory.own) own.attention.fit(QUERY_ROWS * (m.heads / m.kv_heads), wide);
     }
 
     void embed(int row) const {
@@ -179,67 +223,54 @@ struct Run {
         else Pages::get(h, m.embedding + at * 2, nullptr, BF16, m.dim);
     }
 
-    // Makes x, normalised where there is a norm, ready for products with w.
-    void prepare(Team::Worker& worker, const Matrix& w, const float* x, const float* norm) {
-        Rows a = rows;
-        a.fit(w);
-        float* line = memory.line[worker.id].of<float>(line_width);
-        memset(line + w.inputs, 0, size_t(w.padded - w.inputs) * 4);
-        worker.each(s.rows, 1, [&](int row) {
-            const float* from = x + size_t(row) * w.inputs;
-            if (norm) normalise(from, norm, m.eps, w.inputs, line);
-            else memcpy(line, from, size_t(w.inputs) * 4);
-            a.put(w, row, line);
-        });
-    }
-    Rows ready(const Matrix& w) const {
-        Rows a = rows;
-        a.fit(w);
-        return a;
+    Rows normalised(Team::Worker& worker, const Matrix& w, const float* norm) {
+        return inputs.make(worker, w, hidden,
+                           [&](const float* from, float* to) { normalise(from, norm, m.eps, m.dim, to); });
     }
 
-    // Rotates q and k of a row and writes k and v to its page.
-    void place(int layer, const Stretch& stretch) const {
-        const int d = m.head_dim, half = d / 2;
+    // For one KV head: rotates k and its queries, and writes k and v to the pages.
+    void place(int layer, const Stretch& stretch, int head) const {
+        const int d = m.head_dim, half = d / 2, group = m.heads / m.kv_heads;
         const float scale = 1.0f / sqrtf(float(d));
         for (int row = stretch.row; row < stretch.row + stretch.rows; ++row) {
             int position = s.positions[row];
             const float *cos = s.cos + size_t(position) * half, *sin = s.sin + size_t(position) * half;
-            float *q = qkv + row * qkv_width, *k = q + size_t(m.heads) * d, *v = k + size_t(m.kv_heads) * d;
-            for (int h = 0; h < m.heads; ++h) rotate(q + size_t(h) * d, cos, sin, half, scale);
+            float *q = qkv + row * qkv_width, *k = q + size_t(m.heads + head) * d, *v = k + size_t(m.kv_heads) * d;
+            for (int h = head * group; h < (head + 1) * group; ++h) rotate(q + size_t(h) * d, cos, sin, half, scale);
+            rotate(k, cos, sin, half, 1.0f);
             int block = s.tables[s.table_at[stretch.span] + position / pages.block_size];
-            for (int h = 0; h < m.kv_heads; ++h, k += d, v += d) {
-                rotate(k, cos, sin, half, 1.0f);
-                size_t slot = pages.slot(layer, block, h, position % pages.block_size), at = slot * pages.width();
-                size_t scale_at = pages.kind == INT8 ? slot : 0;
-                Pages::put(pages.k + at, pages.k_scale + scale_at, k, pages.kind, d);
-                Pages::put(pages.v + at, pages.v_scale + scale_at, v, pages.kind, d);
-            }
+            size_t slot = pages.slot(layer, block, head, position % pages.block_size), at = slot * pages.width();
+            size_t scale_at = pages.kind == INT8 ? slot : 0;
+            Pages::put(pages.k + at, pages.k_scale + scale_at, k, pages.kind, d);
+            Pages::put(pages.v + at, pages.v_scale + scale_at, v, pages.kind, d);
         }
     }
 
     void attend_stretch(Team::Worker& worker, int layer, const Stretch& stretch, int head) const {
         const int group = m.heads / m.kv_heads;
         const size_t width = size_t(m.heads) * m.head_dim, at = size_t(head) * group * m.head_dim;
-        attend(pages, memory.scratch[worker.id], layer, head, group, s.tables + s.table_at[stretch.span],
+        attend(pages, memory.own[worker.id].attention, layer, head, group, s.tables + s.table_at[stretch.span],
                s.positions[stretch.row], stretch.rows, qkv + stretch.row * qkv_width + at, qkv_width,
                attended + stretch.row * width + at, width);
     }
 
+    void attention(Team::Worker& worker, int layer) const {
+        const int count = int(spread.size()) * m.kv_heads;
+        const bool apart = int(spread.size()) == s.spans;  // nobody waits for what another one places
+        if (!apart) worker.each(count, 1, [&](int i) { place(layer, spread[i / m.kv_heads], i % m.kv_heads); });
+        worker.each(count, 1, [&](int i) {
+            if (apart) place(layer, spread[i / m.kv_heads], i % m.kv_heads);
+            attend_stretch(worker, layer, spread[i / m.kv_heads], i % m.kv_heads);
+        });
+    }
+
     void block(Team::Worker& worker, int index) {
         const Layer& l = m.layer[index];
-        const int spread_count = int(spread.size());
-        prepare(worker, l.qkv, hidden, l.attention_norm);
-        multiply_into<false>(worker, l.qkv, ready(l.qkv), s.rows, qkv, qkv_width);
-        worker.each(spread_count, 1, [&](int i) { place(index, spread[i]); });
-        worker.each(spread_count * m.kv_heads, 1,
-                    [&](int i) { attend_stretch(worker, index, spread[i / m.kv_heads], i % m.kv_heads); });
-        prepare(worker, l.output, attended, nullptr);
-        multiply_into<true>(worker, l.output, ready(l.output), s.rows, hidden, m.dim);
-        prepare(worker, l.gate_up, hidden, l.ffn_norm);
-        multiply_gated(worker, l.gate_up, ready(l.gate_up), s.rows, m.ffn, ffn, m.ffn);
-        prepare(worker, l.down, ffn, nullptr);
-        multiply_into<true>(worker, l.down, ready(l.down), s.rows, hidden, m.dim);
+        multiply_into<false>(worker, l.qkv, normalised(worker, l.qkv, l.attention_norm), s.rows, qkv, qkv_width);
+        attention(worker, index);
+        multiply_into<true>(worker, l.output, inputs.make(worker, l.output, attended), s.rows, hidden, m.dim);
+        multiply_gated(worker, l.gate_up, normalised(worker, l.gate_up, l.ffn_norm), s.rows, m.ffn, ffn, m.ffn);
+        multiply_into<true>(worker, l.down, inputs.make(worker, l.down, ffn), s.rows, hidden, m.dim);
     }
 
     void all(Team::Worker& worker) {
@@ -276,18 +307,9 @@ void herder_step(const Model* model, const Pages* pages, const Step* step, int t
 void herder_product(const Matrix* matrix, const float* x, int rows, float* out, int threads) {
     std::lock_guard<std::mutex> lock(one_call);
     const Matrix& m = *matrix;
-    Rows a = rows_for(rows, m.padded);
-    a.fit(m);
-    memory.line.resize(threads);
-    for (auto& line : memory.line) line.of<float>(m.padded);
+    Inputs inputs(rows, m.padded, threads);
     team_of(threads).run([&](Team::Worker& worker) {
-        float* line = memory.line[worker.id].of<float>(m.padded);
-        memset(line + m.inputs, 0, size_t(m.padded - m.inputs) * 4);
-        worker.each(rows, 1, [&](int row) {
-            memcpy(line, x + size_t(row) * m.inputs, size_t(m.inputs) * 4);
-            a.put(m, row, line);
-        });
-        multiply_into<false>(worker, m, a, rows, out, m.outputs);
+        multiply_into<false>(worker, m, inputs.make(worker, m, x), rows, out, m.outputs);
     });
 }
 }
