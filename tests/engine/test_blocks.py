@@ -43,7 +43,9 @@ def test_the_longest_common_prefix_is_known(earlier, tokens, size, finished):
     for prompt in earlier:
         (cached if finished else computed)(blocks, prompt)
     common = [next((i for i, (a, b) in enumerate(zip(p, tokens, strict=False)) if a != b), None) for p in earlier]
-    longest = max((min(len(p), len(tokens)) if n is None else n for n, p in zip(common, earlier, strict=True)), default=0)
+    longest = max(
+        (min(len(p), len(tokens)) if n is None else n for n, p in zip(common, earlier, strict=True)), default=0
+    )
     assert matched(blocks, tokens) == longest
 
 
@@ -165,7 +167,9 @@ def test_the_scheduler_is_plain_python():
         for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert not [n for n in names if n.split(".")[0] in ("torch", "numpy") or "herder" in n and "engine" not in n]
+            assert not [
+                n for n in names if n.split(".")[0] in ("torch", "numpy") or "herder" in n and "engine" not in n
+            ]
 
 
 def test_no_blocks_are_no_cache():
