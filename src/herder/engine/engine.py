@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from herder.engine.adapters import AdapterRunner, read_adapter
+from herder.engine.asked import check_ids, check_update, prompt_ids
 from herder.engine.cache import SIZE, Pages, blocks_for
 from herder.engine.constrain import Masks
 from herder.engine.kernels import NativeRunner, supports, unavailable
@@ -182,7 +183,7 @@ class Engine:
             ids, row = [int(i) for i in continuation], [*map(int, context), *map(int, continuation)]
             if len(context) == 0:
                 raise ValueError(f"context {index} is empty; give at least the token of begin_of_text")
-            self._check_ids(row, f"context and continuation {index}")
+            check_ids(row, f"context and continuation {index}", self.model.config)
             if len(row) - 1 > self.context:
                 raise ValueError(
                     f"context and continuation {index} have {len(row)} tokens; the model's context of {self.context} "
@@ -199,7 +200,7 @@ class Engine:
         or a comparison of texts reads. Raises ValueError as `generate` does."""
         readings = []
         for index, row in enumerate(rows):
-            ids = self._prompt(row, f"row {index}", self.context)
+            ids = prompt_ids(row, f"row {index}", self.model.config, self.context)
             positions = Positions(ids, 0, len(ids) - 1, group=("embed", tuple(ids)), namespace=adapter, client="embed")
             readings.append(Reading(positions, lambda hidden, _: hidden.float(), [], self._known(adapter)))
         self._read(readings)
@@ -230,7 +231,7 @@ class Engine:
         """Swaps all weights, or none: raises ValueError naming what is missing, unknown or of another shape. Requests that run
         end with an error: half of their tokens would be of other weights."""
         new, own = dict(named_tensors), dict(self.model.named_parameters())
-        _check_update(new, own, dict(self.model.named_parameters(remove_duplicate=False)))
+        check_update(new, own, dict(self.model.named_parameters(remove_duplicate=False)))
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(new[name])
@@ -250,27 +251,8 @@ class Engine:
             return NativeRunner(model, self.pages)
         return TorchRunner(model, self.pages)
 
-    def _prompt(self, prompt: Sequence[int], what: str, longest: int) -> list[int]:
-        if isinstance(prompt, str):
-            raise ValueError(f"{what} is text; encode it with the tokenizer or a chat format first")
-        ids = [int(i) for i in prompt]
-        if not ids:
-            raise ValueError(f"{what} is empty; give at least the token of begin_of_text")
-        if len(ids) > longest:
-            raise ValueError(
-                f"{what} has {len(ids)} tokens; the model's context is {self.context}, "
-                "and at least one must be left for the answer"
-            )
-        self._check_ids(ids, what)
-        return ids
-
-    def _check_ids(self, ids: list[int], what: str) -> None:
-        if ids and not (min(ids) >= 0 and max(ids) < self.model.config.vocab_size):
-            wrong = next(i for i in ids if not 0 <= i < self.model.config.vocab_size)
-            raise ValueError(f"{what} holds the id {wrong}; the model knows 0 to {self.model.config.vocab_size - 1}")
-
     def _generations(self, prompt: Sequence[int], s: Sampling, number: int, **more) -> list[Generation]:
-        ids = self._prompt(prompt, f"prompt {number}", self.context - 1)
+        ids = prompt_ids(prompt, f"prompt {number}", self.model.config, self.context - 1)
         s.check_ids(self.tokenizer.n_vocab)
         self._known(more.get("adapter", ""))
         limit = min(s.max_tokens, self.context - len(ids))
@@ -438,24 +420,3 @@ class Engine:
             owner.error = why
             self.scheduler.cancel(sequence)
         self._owners.clear()
-
-
-def _check_update(
-    new: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], names: Mapping[str, torch.Tensor]
-) -> None:
-    """`own` are the weights, `names` the same with tied ones under all their names."""
-    aliases = {name: p for name, p in names.items() if name not in own}
-    if missing := sorted(own.keys() - new.keys()):
-        raise ValueError(f"the update lacks {len(missing)} of {len(own)} weights, the first is {missing[0]}")
-    if extra := sorted(new.keys() - names.keys()):
-        raise ValueError(f"the update has {len(extra)} weights that the model has not, the first is {extra[0]}")
-    for name, tensor in new.items():
-        target = names[name]
-        if tensor.shape != target.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)} in the update, {tuple(target.shape)} in the model"
-            )
-        if name in aliases:
-            twin = next(n for n, p in own.items() if p is target)
-            if not torch.equal(tensor, new[twin]):
-                raise ValueError(f"{name} and {twin} differ in the update, but the model ties them")
