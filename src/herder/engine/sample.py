@@ -210,15 +210,23 @@ def pick(
 
 
 def _penalise(logits: torch.Tensor, settings: Sequence[Sampling], counts: Sequence[Mapping[int, int] | None]) -> None:
-    for row, s in enumerate(settings):
-        if not s.penalised or not counts[row]:
-            continue
-        times = counts[row]
-        ids = torch.from_numpy(np.fromiter(times.keys(), np.int64, len(times))).to(logits.device)
-        often = torch.from_numpy(np.fromiter(times.values(), np.float32, len(times))).to(logits.device)
-        scores = logits[row, ids]
-        scores = torch.where(scores > 0, scores / s.repetition_penalty, scores * s.repetition_penalty)
-        logits[row, ids] = scores - s.frequency_penalty * often - s.presence_penalty * (often > 0)
+    rows = [row for row, s in enumerate(settings) if s.penalised and counts[row]]
+    if not rows:
+        return
+    sizes, asked = [len(counts[row]) for row in rows], [settings[row] for row in rows]
+
+    def flat(values: Iterable[float], dtype: type, spread: bool = False) -> torch.Tensor:
+        column = np.fromiter(values, dtype)
+        return torch.from_numpy(np.repeat(column, sizes) if spread else column).to(logits.device)
+
+    place = flat(rows, np.int64, True), flat((i for row in rows for i in counts[row]), np.int64)
+    often = flat((count for row in rows for count in counts[row].values()), np.float32)
+    divisor = flat((s.repetition_penalty for s in asked), np.float32, True)
+    scores = logits[place]
+    scores = torch.where(scores > 0, scores / divisor, scores * divisor)
+    scores -= flat((s.frequency_penalty for s in asked), np.float32, True) * often
+    scores -= flat((s.presence_penalty for s in asked), np.float32, True) * (often > 0)
+    logits[place] = scores
 
 
 def _column(values: Iterable[float], like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
