@@ -168,7 +168,7 @@ def test_the_scheduler_is_plain_python():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not [
-                n for n in names if n.split(".")[0] in ("torch", "numpy") or "herder" in n and "engine" not in n
+                n for n in names if n.split(".")[0] in ("torch", "numpy") or ("herder" in n and "engine" not in n)
             ]
 
 

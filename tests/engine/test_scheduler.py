@@ -290,13 +290,11 @@ def test_a_prompt_that_runs_does_not_starve_behind_more_urgent_prompts():
     machine = Machine(scheduler, vocabulary=1000)
     patient = machine.add(machine.tokens(40), 2, priority=1)
     machine.step()
-    for count in range(200):
+    while patient.state != "finished":
         while scheduler.waiting + len(scheduler.running) < 4:
             machine.add(machine.tokens(60), 1)
         machine.step()
-        if patient.state == "finished":
-            break
-    assert count < 40
+        assert scheduler.steps < 40
 
 
 def test_a_queue_of_background_work_does_not_turn_priorities_around():
@@ -306,11 +304,9 @@ def test_a_queue_of_background_work_does_not_turn_priorities_around():
     for _ in range(60):
         machine.step()
     urgent = machine.add(machine.tokens(4), 10)
-    for count in range(1, 100):
+    while urgent.state != "finished":
         machine.step()
-        if urgent.state == "finished":
-            break
-    assert count <= 10 + 10
+        assert machine.scheduler.steps <= 60 + 10 + 10
     assert sum(sequence.state == "waiting" for sequence in background) > 10
 
 
@@ -355,7 +351,8 @@ def test_accounts_of_clients_that_left_are_closed():
         machine.add(machine.tokens(2), 1, client=f"guest {count}")
         machine.step()
     (level,) = machine.scheduler._waiting._levels.values()
-    assert len(level.served) < 600
+    assert len(level.served) < 300
+    assert level.served["stays"] > 1000
 
 
 # Memory

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from herder.engine.sequence import Sequence
 
-_MANY_CLIENTS = 256
+_AWAY = 128
+"""Accounts kept of clients that have nothing waiting: of those that were served most. The others start at the floor."""
 
 
 def _arrival(sequence: Sequence) -> int:
@@ -54,9 +55,10 @@ class _Level:
     def _raise_floor(self) -> None:
         if self.lines:
             self.floor = max(self.floor, min(self.served[client] for client in self.lines))
-        if len(self.served) > 2 * len(self.lines) + _MANY_CLIENTS:
-            # Whoever is away with no more than the floor will start at the floor anyway.
-            self.served = {c: n for c, n in self.served.items() if n > self.floor or c in self.lines}
+        if len(self.served) > 2 * (len(self.lines) + _AWAY):
+            away = sorted((c for c in self.served if c not in self.lines), key=self.served.__getitem__)
+            for client in away[:-_AWAY]:
+                del self.served[client]
 
 
 @dataclass(slots=True)
