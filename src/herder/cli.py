@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ app = typer.Typer(
 model_app = typer.Typer(help="What a model is made of.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Tokenizers compared.", no_args_is_help=True)
 scaling_app = typer.Typer(help="Scaling laws.", no_args_is_help=True)
+bench_app = typer.Typer(help="Speeds on this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 app.add_typer(model_app, name="model")
 app.add_typer(scaling_app, name="scaling")
 app.add_typer(tokenizer_app, name="tokenizer")
@@ -181,7 +184,6 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Prints everything as JSON.")] = False,
 ) -> None:
     """Plans a run before it starts: layout, memory, time, interruptions, energy, carbon and price."""
-    import json
 
     from herder.plan import Costs, Prices, Software, parse_layout
     from herder.plan import plan as plan_run
@@ -303,6 +305,33 @@ def list_models(
         print(f"  {e.path}" + (f"\n  cannot be loaded: {e.problem}" if e.problem else ""))
 
 
+@bench_app.command("engine")
+def bench_engine(
+    model: Annotated[str, typer.Argument(help="smollm2, a run, a recipe's name, a model folder or a GGUF file.")],
+    dtype: Annotated[str, typer.Option(help="f32 or bf16.")] = "bf16",
+    quantized: Annotated[str, typer.Option(help="int8, int4 or fp8; weights as they are by default.")] = "",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads (0: torch's own number).")] = 0,
+    turns: Annotated[int, typer.Option(min=1, help="The median of this many counts.")] = 3,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Measures decoding, prefill and first tokens of the engine; the last line is JSON."""
+    import torch
+
+    from herder.convert import load, resolve
+    from herder.engine import Engine
+    from herder.engine.bench import Workload, bench, table
+
+    kinds = {"f32": torch.float32, "bf16": torch.bfloat16}
+    if dtype not in kinds:
+        raise ValueError(f"--dtype {dtype!r} is not known; use f32 or bf16")
+    if threads:
+        torch.set_num_threads(threads)
+    llama, tokenizer = load(resolve(model, runs))
+    found = bench(Engine(llama, tokenizer, dtype=kinds[dtype], quantized=quantized or None), Workload(turns=turns))
+    print(table(found))
+    print(json.dumps(found))
+
+
 @model_app.command("count")
 def count(
     shape: Annotated[str, typer.Argument(help="A shape's name, or a model.")],
@@ -353,7 +382,6 @@ def scaling_fit(
     as_json: Annotated[bool, typer.Option("--json", help="Prints everything as JSON.")] = False,
 ) -> None:
     """Fits the law of compute-optimal tokens and says what a budget is worth."""
-    import json
 
     from herder.records import Measure
     from herder.scaling import fit_file
@@ -429,7 +457,6 @@ def scaling_forecast(
     as_json: Annotated[bool, typer.Option("--json", help="Prints everything as JSON.")] = False,
 ) -> None:
     """Forecasts a benchmark: NLL of the right answers from FLOPs, then accuracy from that NLL."""
-    import json
 
     from herder.records import Measure
     from herder.scaling import forecast_file
