@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herder.engine.constrain import Constraint, Masks
-from herder.engine.sample import Sampling, choose, pick, uniforms
+from herder.engine.sample import Past, Sampling, choose, pick, uniforms
 from herder.tokenizer import Tokenizer
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -4.0])
 
 
-def frequencies(sampling, count=40_000, counts=None):
+def frequencies(sampling, count=40_000, past=None):
     """How often each token is drawn from the same logits."""
     rows = LOGITS.repeat(count, 1)
     draws = uniforms(0, [1], 0, count).tolist()
-    tokens = pick(rows, [sampling] * count, draws, [counts] * count)
+    tokens = pick(rows, [sampling] * count, draws, [past] * count)
     return np.bincount(tokens.numpy(), minlength=6) / count
 
 
@@ -55,18 +55,20 @@ def test_min_p_cuts_relative_to_the_likeliest():
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_scores():
     expected = softmax([2 / 1.5, 1, 0.5, 0, -1.5, -4])
-    np.testing.assert_allclose(frequencies(Sampling(repetition_penalty=1.5), counts={0: 0, 4: 2}), expected, atol=0.01)
+    np.testing.assert_allclose(
+        frequencies(Sampling(repetition_penalty=1.5), past=Past({0, 4}, {4: 2})), expected, atol=0.01
+    )
 
 
 def test_presence_penalty_counts_once_and_frequency_penalty_every_time():
     expected = softmax([2 - 0.5 - 3 * 0.2, 1, 0.5, 0 - 0.5 - 0.2, -1, -4])  # id 4 stands in the prompt only
     sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.2)
-    np.testing.assert_allclose(frequencies(sampling, counts={0: 3, 3: 1, 4: 0}), expected, atol=0.01)
+    np.testing.assert_allclose(frequencies(sampling, past=Past({4}, {0: 3, 3: 1})), expected, atol=0.01)
 
 
 def test_negative_penalties_favour_what_was_said():
     expected = softmax([2, 1, 0.5, 0, -1, -4 + 2 * 2])
-    np.testing.assert_allclose(frequencies(Sampling(frequency_penalty=-2), counts={5: 2}), expected, atol=0.01)
+    np.testing.assert_allclose(frequencies(Sampling(frequency_penalty=-2), past=Past((), {5: 2})), expected, atol=0.01)
 
 
 def test_logit_bias_is_added():
@@ -136,6 +138,8 @@ def test_streams_of_numbers_differ_by_seed_prompt_and_sample():
         ("presence_penalty", True),
         ("top_logprobs", -1),
         ("logit_bias", 3),
+        ("stop_ids", 3),
+        ("logprobs", 2),
         ("constraint", "a+"),
     ],
 )
@@ -150,6 +154,8 @@ def test_a_setting_out_of_range_is_named(field, value):
         ({"logit_bias": {-1: 0.5}}, "logit_bias has the key -1"),
         ({"logit_bias": {"a": 0.5}}, "logit_bias has the key 'a'"),
         ({"logit_bias": {3: math.nan}}, "logit_bias of id 3 is nan"),
+        ({"stop_ids": (1, "a")}, "stop_ids holds 'a'"),
+        ({"stop_ids": (-1,)}, "stop_ids holds -1"),
         ({"stop": ("",)}, "stop string 0 is empty"),
         ({"stop": (1,)}, "stop string 0 is 1"),
     ],
@@ -219,13 +225,13 @@ def test_a_row_gets_the_token_of_the_definitions_and_the_same_in_every_batch(row
     generator = torch.Generator().manual_seed(seed)
     scale = torch.tensor([[0.01, 1.0, 4.0][i % 3] for i in range(len(rows))])[:, None]
     logits = (torch.randn(len(rows), 600, generator=generator) * scale).bfloat16().float()  # with many equal scores
-    counts = [{0: 0, 5: 2, 17: 1}] * len(rows)
+    past = [Past(frozenset({0, 5}), {5: 2, 17: 1})] * len(rows)
     samplings, draws = [s for s, _ in rows], [u for _, u in rows]
-    together = pick(logits.clone(), samplings, draws, counts).tolist()
+    together = pick(logits.clone(), samplings, draws, past).tolist()
     for row, token in enumerate(together):
         one = slice(row, row + 1)
-        assert pick(logits[one].clone(), samplings[one], draws[one], counts[one]).tolist() == [token]
-        assert token in by_sorting(logits[row], samplings[row], draws[row], counts[row])
+        assert pick(logits[one].clone(), samplings[one], draws[one], past[one]).tolist() == [token]
+        assert token in by_sorting(logits[row], samplings[row], draws[row], {0: 0, 5: 2, 17: 1})
 
 
 def test_scores_that_are_not_finite_are_refused():
@@ -252,7 +258,7 @@ class Asked:
 
     @property
     def seen(self):
-        return set(self.prompt)
+        return frozenset(self.prompt)
 
     def draw(self, ahead):
         return uniforms(self.sampling.seed, self.prompt, 0, 100)[len(self.ids) + ahead]

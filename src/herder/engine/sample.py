@@ -14,6 +14,7 @@ import math
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -66,6 +67,8 @@ class Sampling:
             value = getattr(self, field.name)
             if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ValueError(f"{field.name} is {value!r}; it must be a whole number")
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ValueError(f"{field.name} is {value!r}; it must be True or False")
             if field.type == "float" and not _is_finite(value):
                 raise ValueError(f"{field.name} is {value!r}; it must be a finite number")
         for name, fine, rule in (
@@ -82,7 +85,7 @@ class Sampling:
             if not fine:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {rule}")
         if self.stop_ids is not None:
-            object.__setattr__(self, "stop_ids", tuple(sorted({int(i) for i in self.stop_ids})))
+            object.__setattr__(self, "stop_ids", _frozen_ids(self.stop_ids))
         object.__setattr__(self, "logit_bias", _frozen_bias(self.logit_bias))
         object.__setattr__(self, "stop", checked(self.stop))
         if not isinstance(self.constraint, Constraint | None):
@@ -117,10 +120,17 @@ class Request(Protocol):
     counts: Mapping[int, int] | None
     """How often each id was generated; may be None where the sampling is not `penalised`."""
     seen: Collection[int]
-    """The ids of the prompt, read under a repetition penalty."""
+    """The ids of the prompt, read under a repetition penalty; best a frozenset, whose ids are laid out once."""
 
     def draw(self, ahead: int) -> float:
         """The uniform number of the token after the next `ahead` ones."""
+
+
+class Past(NamedTuple):
+    """What penalties look at: the ids of the prompt (read under a repetition penalty), and how often each id was generated."""
+
+    prompt: Collection[int]
+    counts: Mapping[int, int]
 
 
 class Choice(NamedTuple):
@@ -161,7 +171,7 @@ def choose(
         logits[:, n_vocab:] = -torch.inf
     draws = [r.draw(j) if r.sampling.temperature > 0 else 0.0 for r, _, j in owners]
     masks, dead = _masks(requests, drafts)
-    tokens = pick(logits, settings, draws, [_counts(*owner) for owner in owners], masks).tolist()
+    tokens = pick(logits, settings, draws, [_past(*owner) for owner in owners], masks).tolist()
     reported.read(tokens)
     choices, first = [], 0
     for request, draft in zip(requests, drafts, strict=True):
@@ -180,15 +190,15 @@ def pick(
     logits: torch.Tensor,
     settings: Sequence[Sampling],
     draws: Sequence[float],
-    counts: Sequence[Mapping[int, int] | None],
+    past: Sequence[Past | None],
     masks: tuple[Sequence[int], np.ndarray] | None = None,
 ) -> torch.Tensor:
     """The next token of each row: (rows, V) fp32 logits, which may be overwritten -> (rows,) int64.
 
-    `draws` holds one uniform number per row; `counts`, read only where a penalty is set, how often each id was generated,
-    with the prompt's other ids at 0. `masks` are some rows and the bits of what they allow (`Masks.rows`).
+    `draws` holds one uniform number per row, `past` what penalties look at (None where there are none). `masks` are some
+    rows and the bits of what they allow (`Masks.rows`). Raises FloatingPointError where a row has no finite score.
     """
-    _penalise(logits, settings, counts)
+    _penalise(logits, settings, past)
     biased = [(row, i, bias) for row, s in enumerate(settings) for i, bias in s.logit_bias]
     if biased:
         rows, ids, values = (torch.tensor(column, device=logits.device) for column in zip(*biased, strict=True))
@@ -209,24 +219,37 @@ def pick(
     return chosen
 
 
-def _penalise(logits: torch.Tensor, settings: Sequence[Sampling], counts: Sequence[Mapping[int, int] | None]) -> None:
-    rows = [row for row, s in enumerate(settings) if s.penalised and counts[row]]
-    if not rows:
-        return
-    sizes, asked = [len(counts[row]) for row in rows], [settings[row] for row in rows]
+def _penalise(logits: torch.Tensor, settings: Sequence[Sampling], past: Sequence[Past | None]) -> None:
+    rows = [row for row, s in enumerate(settings) if s.penalised and past[row] is not None]
+    if repeated := [row for row in rows if settings[row].repetition_penalty != 1]:
+        ids = [_as_array(past[row].prompt) for row in repeated] + [_as_array(past[row].counts) for row in repeated]
+        place = _flat(repeated * 2, ids, logits), torch.from_numpy(np.concatenate(ids)).to(logits.device)
+        factor = _flat([settings[row].repetition_penalty for row in repeated] * 2, ids, logits)
+        scores = logits[place]  # an id of both prompt and answer is computed twice, with one result
+        logits[place] = torch.where(scores > 0, scores / factor, scores * factor)
+    if counted := [row for row in rows if past[row].counts]:
+        ids = [_as_array(past[row].counts) for row in counted]
+        place = _flat(counted, ids, logits), torch.from_numpy(np.concatenate(ids)).to(logits.device)
+        often = torch.tensor([n for row in counted for n in past[row].counts.values()], device=logits.device)
+        frequency = _flat([settings[row].frequency_penalty for row in counted], ids, logits)
+        presence = _flat([settings[row].presence_penalty for row in counted], ids, logits)
+        logits[place] -= frequency * often + presence * (often > 0)
 
-    def flat(values: Iterable[float], dtype: type, spread: bool = False) -> torch.Tensor:
-        column = np.fromiter(values, dtype)
-        return torch.from_numpy(np.repeat(column, sizes) if spread else column).to(logits.device)
 
-    place = flat(rows, np.int64, True), flat((i for row in rows for i in counts[row]), np.int64)
-    often = flat((count for row in rows for count in counts[row].values()), np.float32)
-    divisor = flat((s.repetition_penalty for s in asked), np.float32, True)
-    scores = logits[place]
-    scores = torch.where(scores > 0, scores / divisor, scores * divisor)
-    scores -= flat((s.frequency_penalty for s in asked), np.float32, True) * often
-    scores -= flat((s.presence_penalty for s in asked), np.float32, True) * (often > 0)
-    logits[place] = scores
+def _as_array(ids: Collection[int]) -> np.ndarray:
+    return _kept_array(ids) if isinstance(ids, frozenset) else np.fromiter(ids, np.int64, len(ids))
+
+
+@lru_cache(256)
+def _kept_array(ids: frozenset[int]) -> np.ndarray:
+    """A prompt's ids stay the same at every step, and may be many."""
+    return np.fromiter(ids, np.int64, len(ids))
+
+
+def _flat(values: Sequence[float], ids: Sequence[np.ndarray], like: torch.Tensor) -> torch.Tensor:
+    """Each value as often as its row has ids; whole numbers are indices."""
+    dtype = np.int64 if isinstance(values[0], int) else np.float32
+    return torch.from_numpy(np.repeat(np.array(values, dtype), [len(i) for i in ids])).to(like.device)
 
 
 def _column(values: Iterable[float], like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -291,15 +314,16 @@ def _invert(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(mass, target, right=True)[:, 0]
 
 
-def _counts(request: Request, draft: Sequence[int], ahead: int) -> Mapping[int, int] | None:
-    """The counts of `pick` for the row after the first `ahead` drafted tokens."""
+def _past(request: Request, draft: Sequence[int], ahead: int) -> Past | None:
+    """What the penalties of a row look at that stands behind the first `ahead` drafted tokens."""
     if not request.sampling.penalised:
         return None
-    counts = dict.fromkeys(request.seen, 0) if request.sampling.repetition_penalty != 1 else {}
-    counts |= request.counts or {}
-    for token in draft[:ahead]:
-        counts[token] = counts.get(token, 0) + 1
-    return counts
+    counts = request.counts or {}
+    if ahead:
+        counts = dict(counts)
+        for token in draft[:ahead]:
+            counts[token] = counts.get(token, 0) + 1
+    return Past(request.seen, counts)
 
 
 def _masks(
@@ -361,6 +385,20 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+
+
+def _frozen_ids(ids: object) -> tuple[int, ...]:
+    """Stop ids, sorted. Raises ValueError for what is no id."""
+    if not isinstance(ids, Iterable) or isinstance(ids, str):
+        raise ValueError(f"stop_ids is {ids!r}; it must be a list of ids, or None for the tokenizer's own")
+    ids = list(ids)
+    if wrong := [i for i in ids if not _is_id(i)]:
+        raise ValueError(f"stop_ids holds {wrong[0]!r}; ids are whole numbers from 0 on")
+    return tuple(sorted({int(i) for i in ids}))
+
+
 def _frozen_bias(bias: object) -> tuple[tuple[int, float], ...]:
     """A logit bias as pairs, sorted by id. Raises ValueError for what is no id or no finite number."""
     try:
@@ -368,8 +406,8 @@ def _frozen_bias(bias: object) -> tuple[tuple[int, float], ...]:
     except (TypeError, ValueError):
         raise ValueError(f"logit_bias is {bias!r}; it must map ids to numbers") from None
     for id_, value in pairs.items():
-        if isinstance(id_, bool) or not isinstance(id_, int) or id_ < 0:
+        if not _is_id(id_):
             raise ValueError(f"logit_bias has the key {id_!r}; its keys are ids of tokens, whole numbers from 0 on")
         if not _is_finite(value):
             raise ValueError(f"logit_bias of id {id_} is {value!r}; it must be a finite number")
-    return tuple((id_, float(pairs[id_])) for id_ in sorted(pairs))
+    return tuple((int(id_), float(pairs[id_])) for id_ in sorted(pairs))
