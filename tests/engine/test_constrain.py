@@ -158,6 +158,8 @@ def test_a_schema_may_recurse_where_it_can_end(masks, tokenizer):
         ({"json_schema": {"type": "strng"}}, "Invalid type: strng"),
         ({"json_schema": {"$ref": "#/nowhere"}}, "does not exist"),
         ({"json_schema": {"$ref": "http://example.com/schema"}}, "does not fetch"),
+        ({"json_schema": {"const": "\ud800"}}, "the JSON schema cannot be used: "),
+        ({"regex": "\ud800"}, "the regular expression cannot be used: .*surrogates"),
         ({"regex": "("}, "the regular expression cannot be used: .*unclosed group"),
         ({"regex": "(?=a)b"}, "look-around"),
         ({"grammar": "start: missing"}, "the grammar cannot be used: .*unknown name"),
@@ -180,12 +182,19 @@ def test_what_cannot_be_met_is_refused_in_a_sentence(masks, constraint, message)
         ({"json_schema": "{"}, "json_schema is no JSON"),
         ({"json_schema": {"const": float("nan")}}, "json_schema is no JSON"),
         ({"json_schema": {"const": {1}}}, "json_schema is no JSON"),
+        ({"json_schema": "[" * 100_000}, "json_schema nests too deeply"),
         ({"regex": 3}, "regex is of type int"),
     ],
 )
 def test_what_is_no_constraint_is_refused_in_a_sentence(fields, message):
     with pytest.raises(ValueError, match=message):
         Constraint(**fields)
+
+
+LINKS = {
+    str(i): {"type": "object", "properties": {"a": {"$ref": f"#/$defs/{i + 1}"}}, "required": ["a"]} for i in range(800)
+}
+CHAIN = {"$defs": {**LINKS, "800": {"type": "null"}}, "$ref": "#/$defs/0"}
 
 
 @pytest.mark.parametrize(
@@ -198,6 +207,8 @@ def test_what_is_no_constraint_is_refused_in_a_sentence(fields, message):
         ({"$defs": {"a/b": {"type": "string", "minLength": 3}}, "$ref": "#/$defs/a~1b"}, 5),
         ({"type": "object", "additionalProperties": False, "required": ["a"]}, float("inf")),
         ({"anyOf": [{"$ref": "#"}, {"type": "boolean"}]}, 4),
+        (CHAIN, len('{"a":' * 800 + "null" + "}" * 800)),
+        ({**CHAIN, "$defs": {**CHAIN["$defs"], "800": {"$ref": "#/$defs/0"}}}, float("inf")),
     ],
 )
 def test_the_shortest_document_is_counted(schema, length):
@@ -246,6 +257,16 @@ def test_rows_of_drafts_are_those_of_single_steps(masks, tokenizer):
                 at += draft[::-1].index(token) if token is not None else 0
                 break
             matcher.advance(token)
+
+
+def test_a_grammar_that_grows_beyond_the_librarys_limits_breaks_off_with_an_error(masks, tokenizer):
+    wide = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}
+    matcher = masks.matcher(Constraint(json_schema=wide))
+    matcher.advance(ord("{"))
+    assert not matcher.allowed().any()
+    assert not matcher.may_end
+    assert not matcher.finished
+    assert matcher.error
 
 
 def test_masks_forbid_in_their_rows_alone(masks, tokenizer):

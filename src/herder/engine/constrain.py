@@ -111,18 +111,12 @@ class Masks:
         return np.packbits(flags, bitorder="little").view(np.int32)
 
     def _compile(self, constraint: Constraint) -> llguidance.LLMatcher:
-        library, kind = self._library.LLMatcher, _kind(constraint)
-        if constraint.json_schema is not None:
-            grammar = library.grammar_from_json_schema(
-                constraint.json_schema, defaults={"whitespace_pattern": WHITESPACE}
-            )
-        elif constraint.regex is not None:
-            grammar = library.grammar_from_regex(constraint.regex)
-        else:
-            if _TOKEN_REFERENCE.search(_LITERALS.sub("", constraint.grammar)):
-                raise ValueError(f"{kind} names a special token; only text may be constrained, take it out")
-            grammar = library.grammar_from_lark(constraint.grammar)
-        matcher = library(self._vocabulary, grammar, log_level=0)
+        kind = _kind(constraint)
+        try:
+            grammar = self._grammar(constraint)
+        except ValueError as error:
+            raise ValueError(f"{kind} cannot be used: {_first_line(str(error))}") from None
+        matcher = self._library.LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
             raise ValueError(f"{kind} cannot be used: {_first_line(matcher.get_error())}")
         if constraint.json_schema is not None:
@@ -132,6 +126,16 @@ class Masks:
         if not row.any() and not probe.may_end:
             raise ValueError(f"{kind} cannot be met: nothing matches it")
         return matcher
+
+    def _grammar(self, constraint: Constraint) -> str:
+        library = self._library.LLMatcher
+        if constraint.json_schema is not None:
+            return library.grammar_from_json_schema(constraint.json_schema, defaults={"whitespace_pattern": WHITESPACE})
+        if constraint.regex is not None:
+            return library.grammar_from_regex(constraint.regex)
+        if _TOKEN_REFERENCE.search(_LITERALS.sub("", constraint.grammar)):
+            raise ValueError("it names a special token; only text may be constrained, take it out")
+        return library.grammar_from_lark(constraint.grammar)
 
 
 class Matcher:
@@ -158,11 +162,17 @@ class Matcher:
         return np.unpackbits(bits, bitorder="little", count=self.masks.tokenizer.n_vocab).astype(bool)
 
     def advance(self, token: int) -> None:
-        """Takes the token that was chosen. Raises ValueError for one that is not allowed here."""
+        """Takes the token that was chosen. Raises ValueError for one that is not allowed here.
+
+        Where the library gives up (its grammar has grown beyond its limits) nothing is allowed from then on.
+        """
         if token in self.ends and self.may_end and not self.ended:
             self.ended = True
-        elif self.ended or token in self.masks.tokenizer.special_ids or self.inner.try_consume_tokens([token]) != 1:
+        elif self.ended or token in self.masks.tokenizer.special_ids or not self._consume(token):
             raise ValueError(f"token {token} is not allowed here by the constraint")
+
+    def _consume(self, token: int) -> bool:
+        return self.inner.try_consume_tokens([token]) == 1 or self.inner.is_error()
 
     def rollback(self, count: int) -> None:
         """Takes back the last `count` tokens."""
@@ -233,7 +243,9 @@ def _schema_text(schema: object) -> str:
     try:
         value = json.loads(schema) if isinstance(schema, str) else schema
         text = json.dumps({"allOf": [value]} if isinstance(value, bool) else value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError("json_schema nests too deeply; no document of such depth could be read back") from None
+    except (TypeError, ValueError) as error:
         raise ValueError(f"json_schema is no JSON: {error}") from None
     if not isinstance(value, Mapping | bool):
         raise ValueError(f"json_schema is {text[:40]}; a JSON schema is an object")

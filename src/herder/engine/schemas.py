@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,18 +19,26 @@ _PLAIN = {"null": 4, "boolean": 4, "number": 1, "integer": 1}
 def smallest(schema: Any) -> float:
     """A lower bound of the characters of the shortest document; infinite where there is none.
 
-    Lengths behind each `$ref` start as infinite and fall until nothing changes; every round settles at least one of them.
+    Lengths behind each `$ref` start as infinite; whenever one falls, those that refer to it are counted again.
     """
     lengths: dict[str, float] = {}
-    while True:
-        known, waiting, done = dict(lengths), set(), set()
-        length = _length(schema, lengths, waiting)
-        while todo := waiting - done:
-            name = todo.pop()
-            done.add(name)
-            lengths[name] = _length(_target(schema, name), lengths, waiting)
-        if lengths == known:
-            return length
+    dependents: dict[str, set[str | None]] = {}
+    waiting: deque[str | None] = deque([None])  # None is the schema itself
+    length = math.inf
+    while waiting:
+        name = waiting.popleft()
+        references: set[str] = set()
+        found = _length(schema if name is None else _target(schema, name), lengths, references)
+        for reference in references:
+            if reference not in dependents:
+                waiting.append(reference)
+            dependents.setdefault(reference, set()).add(name)
+        if name is None:
+            length = found
+        elif found < lengths.get(name, math.inf):
+            lengths[name] = found
+            waiting.extend(dependents[name])
+    return length
 
 
 def _target(root: Any, reference: str) -> Any:
