@@ -76,6 +76,17 @@ def test_logit_bias_is_added():
     np.testing.assert_allclose(frequencies(Sampling(logit_bias={4: 3, 0: -100})), expected, atol=0.01)
 
 
+def test_rows_with_other_penalties_do_not_mix():
+    settings = [
+        Sampling(temperature=0, repetition_penalty=r, frequency_penalty=f) for r, f in [(2, 0), (1.5, 1), (1, 0.4)]
+    ]
+    past = [Past({0, 3}, {0: 1, 4: 2}), Past((), {0: 2}), Past((), {1: 1, 0: 1})]
+    logits = LOGITS.repeat(3, 1)
+    pick(logits, settings, [0.0] * 3, past)
+    expected = [[1, 1, 0.5, 0, -2, -4], [2 / 1.5 - 2, 1, 0.5, 0, -1, -4], [1.6, 0.6, 0.5, 0, -1, -4]]
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
 def test_temperature_zero_and_nearly_zero_take_the_likeliest():
     for temperature in (0, 1e-30, 1e-6):
         assert frequencies(Sampling(temperature=temperature), 100)[0] == 1
@@ -136,6 +147,8 @@ def test_streams_of_numbers_differ_by_seed_prompt_and_sample():
         ("presence_penalty", math.nan),
         ("frequency_penalty", math.inf),
         ("presence_penalty", True),
+        ("frequency_penalty", -1e30),
+        ("repetition_penalty", 1e30),
         ("top_logprobs", -1),
         ("logit_bias", 3),
         ("stop_ids", 3),
@@ -154,6 +167,7 @@ def test_a_setting_out_of_range_is_named(field, value):
         ({"logit_bias": {-1: 0.5}}, "logit_bias has the key -1"),
         ({"logit_bias": {"a": 0.5}}, "logit_bias has the key 'a'"),
         ({"logit_bias": {3: math.nan}}, "logit_bias of id 3 is nan"),
+        ({"logit_bias": {3: 1e30}}, "logit_bias of id 3 is 1e.30"),
         ({"stop_ids": (1, "a")}, "stop_ids holds 'a'"),
         ({"stop_ids": (-1,)}, "stop_ids holds -1"),
         ({"stop": ("",)}, "stop string 0 is empty"),

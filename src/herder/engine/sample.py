@@ -14,16 +14,18 @@ import math
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from herder.engine.constrain import Constraint, Matcher, apply
+from herder.engine.penalties import Past, change
 from herder.engine.stops import checked
 
 _LOWEST_TEMPERATURE = 1e-6
+_LARGEST = 1e6
+"""Of a penalty or bias: scores stay finite in fp32."""
 _WHOLE = 2.0**35
 """The weight of a row's likeliest token. Weights are whole numbers up to it: 2^18 of them add up exactly in float64."""
 _SHORTLIST = 256
@@ -76,7 +78,13 @@ class Sampling:
             ("top_k", self.top_k >= 0, "at least 0 (0 is off)"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            (
+                "repetition_penalty",
+                1 / _LARGEST <= self.repetition_penalty <= _LARGEST,
+                f"from {1 / _LARGEST} to {_LARGEST:g}",
+            ),
+            ("presence_penalty", abs(self.presence_penalty) <= _LARGEST, f"at most {_LARGEST:g} from 0"),
+            ("frequency_penalty", abs(self.frequency_penalty) <= _LARGEST, f"at most {_LARGEST:g} from 0"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
             ("n", self.n >= 1, "at least 1"),
@@ -124,13 +132,6 @@ class Request(Protocol):
 
     def draw(self, ahead: int) -> float:
         """The uniform number of the token after the next `ahead` ones."""
-
-
-class Past(NamedTuple):
-    """What penalties look at: the ids of the prompt (read under a repetition penalty), and how often each id was generated."""
-
-    prompt: Collection[int]
-    counts: Mapping[int, int]
 
 
 class Choice(NamedTuple):
@@ -198,11 +199,7 @@ def pick(
     `draws` holds one uniform number per row, `past` what penalties look at (None where there are none). `masks` are some
     rows and the bits of what they allow (`Masks.rows`). Raises FloatingPointError where a row has no finite score.
     """
-    _penalise(logits, settings, past)
-    biased = [(row, i, bias) for row, s in enumerate(settings) for i, bias in s.logit_bias]
-    if biased:
-        rows, ids, values = (torch.tensor(column, device=logits.device) for column in zip(*biased, strict=True))
-        logits[rows, ids] += values
+    change(logits, settings, past)
     if masks is not None:
         apply(logits, *masks)
     best, chosen = logits.max(-1)  # of equal scores the first
@@ -217,39 +214,6 @@ def pick(
             draw = _draw_filtered if filtered else _draw
             chosen[rows] = draw(part, highest, [settings[r] for r in rows], [draws[r] for r in rows])
     return chosen
-
-
-def _penalise(logits: torch.Tensor, settings: Sequence[Sampling], past: Sequence[Past | None]) -> None:
-    rows = [row for row, s in enumerate(settings) if s.penalised and past[row] is not None]
-    if repeated := [row for row in rows if settings[row].repetition_penalty != 1]:
-        ids = [_as_array(past[row].prompt) for row in repeated] + [_as_array(past[row].counts) for row in repeated]
-        place = _flat(repeated * 2, ids, logits), torch.from_numpy(np.concatenate(ids)).to(logits.device)
-        factor = _flat([settings[row].repetition_penalty for row in repeated] * 2, ids, logits)
-        scores = logits[place]  # an id of both prompt and answer is computed twice, with one result
-        logits[place] = torch.where(scores > 0, scores / factor, scores * factor)
-    if counted := [row for row in rows if past[row].counts]:
-        ids = [_as_array(past[row].counts) for row in counted]
-        place = _flat(counted, ids, logits), torch.from_numpy(np.concatenate(ids)).to(logits.device)
-        often = torch.tensor([n for row in counted for n in past[row].counts.values()], device=logits.device)
-        frequency = _flat([settings[row].frequency_penalty for row in counted], ids, logits)
-        presence = _flat([settings[row].presence_penalty for row in counted], ids, logits)
-        logits[place] -= frequency * often + presence * (often > 0)
-
-
-def _as_array(ids: Collection[int]) -> np.ndarray:
-    return _kept_array(ids) if isinstance(ids, frozenset) else np.fromiter(ids, np.int64, len(ids))
-
-
-@lru_cache(256)
-def _kept_array(ids: frozenset[int]) -> np.ndarray:
-    """A prompt's ids stay the same at every step, and may be many."""
-    return np.fromiter(ids, np.int64, len(ids))
-
-
-def _flat(values: Sequence[float], ids: Sequence[np.ndarray], like: torch.Tensor) -> torch.Tensor:
-    """Each value as often as its row has ids; whole numbers are indices."""
-    dtype = np.int64 if isinstance(values[0], int) else np.float32
-    return torch.from_numpy(np.repeat(np.array(values, dtype), [len(i) for i in ids])).to(like.device)
 
 
 def _column(values: Iterable[float], like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -408,6 +372,6 @@ def _frozen_bias(bias: object) -> tuple[tuple[int, float], ...]:
     for id_, value in pairs.items():
         if not _is_id(id_):
             raise ValueError(f"logit_bias has the key {id_!r}; its keys are ids of tokens, whole numbers from 0 on")
-        if not _is_finite(value):
-            raise ValueError(f"logit_bias of id {id_} is {value!r}; it must be a finite number")
+        if not _is_finite(value) or abs(value) > _LARGEST:
+            raise ValueError(f"logit_bias of id {id_} is {value!r}; it must be a number at most {_LARGEST:g} from 0")
     return tuple((int(id_), float(pairs[id_])) for id_ in sorted(pairs))
