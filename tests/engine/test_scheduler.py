@@ -310,6 +310,18 @@ def test_a_queue_of_background_work_does_not_turn_priorities_around():
     assert sum(sequence.state == "waiting" for sequence in background) > 10
 
 
+def test_elders_do_not_take_every_turn():
+    """One place, a queue of work that has lost patience, and urgent sequences all the time: both go on."""
+    machine = Machine(Scheduler(400, 4, max_sequences=1, token_budget=8, patience=20))
+    background = [machine.add(machine.tokens(4), 5, priority=1) for _ in range(50)]
+    urgent = [machine.add(machine.tokens(4), 5) for _ in range(50)]
+    for _ in range(200):
+        machine.step()
+    elders, others = (sum(sequence.state == "finished" for sequence in s) for s in (background, urgent))
+    assert elders >= 5
+    assert others >= 25
+
+
 def served(machine: Machine, sequences) -> int:
     return sum(len(sequence.tokens) for sequence in sequences)
 
@@ -382,6 +394,19 @@ def test_a_preempted_sequence_keeps_its_tokens_and_finds_its_blocks_again():
     machine.run()
     assert low.tokens[:30] == tokens
     assert machine.computed == 20 + 19 + 4 + 2  # nothing twice
+
+
+def test_the_source_of_a_copy_is_not_kept_at_the_cost_of_others():
+    machine = Machine(Scheduler(5, 4, max_sequences=4, token_budget=64), vocabulary=1000)
+    known = machine.tokens(2)
+    machine.add(known, 1)
+    machine.run()
+    old = machine.add(machine.tokens(4), 5, priority=1)  # needs its second block in the next step
+    machine.step()
+    machine.add([*known, *machine.tokens(9)], 2)  # needs all others, that of `known` too
+    machine.step()
+    assert old.computed == 5
+    assert machine.scheduler.reused_tokens == 0
 
 
 def test_pages_of_a_step_under_way_are_not_given_away():

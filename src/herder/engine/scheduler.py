@@ -70,8 +70,7 @@ class Scheduler:
         self._step: Step | None = None  # scheduled and not yet committed
         self._pinned: list[int] = []  # sources of its copies
         self._leaving: list[Sequence] = []  # finished while it was computed
-        # Of the step being planned: tokens left for prompts and for drafts, whether blocks ran out.
-        self._spare, self._drafting, self._full = 0, 0, False
+        self._spare = self._drafting = 0  # tokens left for prompts and for drafts in the step that is being planned
 
     def __len__(self) -> int:
         """Sequences that are not finished."""
@@ -139,7 +138,6 @@ class Scheduler:
         if self._step is not None:
             raise RuntimeError("commit the last step before scheduling another")
         self.steps += 1
-        self._full = False
         self._appoint_elder()
         self._waiting.resume_groups()
         self._divide_budget()
@@ -149,12 +147,11 @@ class Scheduler:
         while newcomer is not None or place < len(order):
             sequence = order[place] if place < len(order) else None
             if newcomer is not None and (sequence is None or newcomer.rank < sequence.rank):
-                # Whoever is first waits for room, and nobody overtakes; nor does the one come back that just made room.
-                if self._full or not self._admit(newcomer, step):
-                    newcomer = None
-                else:
+                if self._admit(newcomer, step):
                     self._compute(newcomer, min(_left(newcomer), self._spare), chunks)
                     newcomer = self._next()
+                else:
+                    newcomer = None  # whoever is first waits for room, and nobody overtakes
                 continue
             place += 1
             left = _left(sequence)
@@ -248,18 +245,15 @@ class Scheduler:
             elif len(blocks) * size > sequence.computed:
                 return len(blocks) * size - sequence.computed
             else:
-                self._full = True
-                victim = next((v for v in reversed(self.running) if self._may_yield(v, sequence)), None)
-                if victim is None:
+                last = self.running[-1]
+                if last.rank <= sequence.rank:
                     return 0
-                self._preempt(victim)
+                self._preempt(last)
         return count
-
-    def _may_yield(self, victim: Sequence, to: Sequence) -> bool:
-        return victim.rank > to.rank and victim.served != self.steps
 
     def _preempt(self, sequence: Sequence) -> None:
         """A running sequence waits again. Its tokens stay; what it had computed is found again as far as it stays cached."""
+        assert sequence.served != self.steps  # its turn comes after that of all who may take its place
         self._waiting.step_down(sequence)
         sequence.needed = max(sequence.needed, sequence.computed)
         self.running.remove(sequence)
@@ -318,7 +312,7 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, match: Match) -> bool:
         """Preempts sequences of lower priority, the least urgent first and no more than it takes -> whether it helped."""
-        victims = [v for v in reversed(self.running) if self._may_yield(v, sequence) and v.priority > sequence.priority]
+        victims = [v for v in reversed(self.running) if v.rank > sequence.rank and v.priority > sequence.priority]
         if not victims or not self._fits(sequence, match, victims):
             return False
         enough = next(n for n in range(1, len(victims) + 1) if self._fits(sequence, match, victims[:n]))
