@@ -9,6 +9,8 @@ formats, and kernels take the same containers.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +26,8 @@ SCALE_BOUND = 1200.0
 """Upper bound of an activation row's maximum in FP8 (paper 6.2); what is above it saturates."""
 E4M3_MOST = 448.0
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
+_BLOCK = 2**16
+"""Weights that are quantized at a time."""
 _FEW_ROWS = 4
 """Up to here torch's int8 product, which never widens the weights in memory, is faster on a CPU."""
 
@@ -37,9 +41,7 @@ class Int8:
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> Int8:
-        scale = weight.abs().amax(-1).float() / 127
-        inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
-        return cls((weight.float() * inverse[:, None]).round_().to(torch.int8), scale)
+        return cls(*_by_rows(_int8_rows, weight))
 
     @property
     def inputs(self) -> int:
@@ -67,10 +69,7 @@ class Int4:
         for a group that is no multiple of 32."""
         if group < 32 or group % 32:
             raise ValueError(f"group is {group}; int4 groups are multiples of 32 inputs")
-        inputs = weight.shape[1]
-        parts = [_int4_rows(rows.float(), group) for rows in weight.split(max(1, 2**22 // inputs))]
-        q, scale, zero = (torch.cat(part) for part in zip(*parts, strict=True))
-        return cls(q[:, ::2] | q[:, 1::2] << 4, scale, zero, group, inputs)
+        return cls(*_by_rows(lambda rows: _int4_rows(rows.float(), group), weight), group, weight.shape[1])
 
     def quants(self) -> torch.Tensor:
         """(out, padded) uint8 from 0 to 15."""
@@ -82,27 +81,51 @@ class Int4:
         return (q * self.scale.float()[..., None] + self.zero.float()[..., None]).flatten(1)[:, : self.inputs]
 
 
+def _by_rows(
+    convert: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], weight: torch.Tensor
+) -> Iterator[torch.Tensor]:
+    """What `convert` makes of all rows. On a CPU it gets blocks that stay in a core's cache, each thread one of its own: many
+    small operations that each wait for all threads take up to 100 times longer where other processes run."""
+    if weight.device.type != "cpu":
+        return iter(convert(weight.detach()))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(convert, weight.detach().split(max(1, _BLOCK // weight.shape[1]))))
+    finally:
+        torch.set_num_threads(threads)
+    return map(torch.cat, zip(*parts, strict=True))
+
+
+def _int8_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = rows.abs().amax(-1).float() / 127
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    return (rows.float() * inverse[:, None]).round_().to(torch.int8), scale
+
+
 def _int4_rows(rows: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(rows, padded) uint8, scale and zero (rows, groups) fp16."""
+    """(rows, padded / 2) uint8, scale and zero (rows, groups) fp16."""
     short = -rows.shape[1] % group
     # The last value fills a group that is not whole, so that it does not widen the group's range.
     x = torch.cat((rows, rows[:, -1:].expand(-1, short)), 1).unflatten(1, (-1, group))
     low, high = x.amin(-1), x.amax(-1)
     best = None
     for shrink in _SHRINK:
-        zero = (low * shrink).half()
-        scale = ((high - low) * (shrink / 15)).half()
-        wide = scale.float()[..., None]
-        q = torch.where(wide > 0, (x - zero.float()[..., None]) / wide, torch.zeros_like(x)).round_().clamp_(0, 15)
-        error = (q * wide + zero.float()[..., None] - x).square_().sum(-1)
+        zero, scale = (low * shrink).half(), ((high - low) * (shrink / 15)).half()
+        inverse = torch.where(scale > 0, 1 / scale.float(), 0.0)[..., None]
+        offset, wide = zero.float()[..., None], scale.float()[..., None]
+        q = ((x - offset) * inverse).round_().clamp_(0, 15)
+        error = torch.addcmul(offset - x, q, wide).square_().sum(-1)
         if best is None:
             best = [error, q, scale, zero]
             continue
         better = error < best[0]
-        for i, new in enumerate((error, q, scale, zero)):
-            best[i] = torch.where(better[..., None] if new.dim() > better.dim() else better, new, best[i])
+        for kept, new in zip(best, (error, q, scale, zero), strict=True):
+            torch.where(better[..., None] if new.dim() > better.dim() else better, new, kept, out=kept)
     _, q, scale, zero = best
-    return q.flatten(1).to(torch.uint8), scale, zero
+    q = q.flatten(1).to(torch.uint8)
+    return q[:, ::2] | q[:, 1::2] << 4, scale, zero
 
 
 @dataclass(frozen=True, eq=False)

@@ -303,6 +303,36 @@ void herder_step(const Model* model, const Pages* pages, const Step* step, int t
     team_of(threads).run([&](Team::Worker& worker) { run.all(worker); });
 }
 
+// Packs `rows` weight rows of `inputs` values as in Matrix: row r takes lane (first + r) % 32 of panel
+// (first + r) / 32 * step + offset. INT4 takes two inputs a byte, and its scales and offsets per group. The rest stays as it is.
+void herder_pack(uint8_t* out, int kind, int group, const uint8_t* source, const uint8_t* scale, const uint8_t* zero, int rows,
+                 int inputs, int padded, int first, int step, int offset, int threads) {
+    std::lock_guard<std::mutex> lock(one_call);
+    const Matrix m{out, nullptr, kind, 0, inputs, padded, group};
+    const size_t unit = kind == INT8 ? 2 : 4, width = kind == INT4 ? padded / 2 : size_t(inputs) * (kind == F32 ? 4 : kind == BF16 ? 2 : 1);
+    auto one = [&](int r) {
+        int at = first + r, lane = at % PANEL;
+        uint8_t* panel = out + size_t(at / PANEL * step + offset) * m.panel_bytes();
+        const uint8_t* from = source + size_t(r) * width;
+        if (kind != INT4) {
+            uint8_t* to = panel + lane * unit;
+            for (size_t i = 0; i < width; i += unit, to += PANEL * unit)
+                memcpy(to, from + i, width - i < unit ? width - i : unit);
+            return;
+        }
+        for (int g = 0, groups = padded / group; g < groups; ++g) {
+            for (int k = 0; k < group; k += 4, from += 2, panel += 2 * PANEL) {
+                panel[2 * lane] = uint8_t((from[0] & 15) | from[1] << 4);
+                panel[2 * lane + 1] = uint8_t(from[0] >> 4 | (from[1] & 0xf0));
+            }
+            memcpy(panel + 2 * lane, scale + (size_t(r) * groups + g) * 2, 2);
+            memcpy(panel + 2 * PANEL + 2 * lane, zero + (size_t(r) * groups + g) * 2, 2);
+            panel += 4 * PANEL;
+        }
+    };
+    team_of(threads).run([&](Team::Worker& worker) { worker.each(rows, PANEL, one); });
+}
+
 // out[row] = matrix times x[row]; x: (rows, inputs), out: (rows, outputs).
 void herder_product(const Matrix* matrix, const float* x, int rows, float* out, int threads) {
     std::lock_guard<std::mutex> lock(one_call);

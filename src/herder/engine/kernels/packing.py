@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from herder.engine.quantize import Int4, Int8
@@ -79,61 +80,42 @@ class Packed:
         """Bytes in the arena."""
         return _padded(self.size, _ALIGN) + _padded(self.scale_size, _ALIGN)
 
-    def fill(self, arena: torch.Tensor) -> Matrix:
-        """Packs into arena (room,) uint8."""
-        weights = list(self.weights())
+    def fill(self, arena: torch.Tensor, pack: Callable[..., None]) -> Matrix:
+        """Packs into arena (room,) uint8, zeros where nothing was packed before; `pack` is `herder_pack`."""
         data, scale = arena[: self.size], arena[_padded(self.size, _ALIGN) :][: self.scale_size]
-        if self.kind == KIND["int4"]:
-            self._fill_int4(weights, data)
-        else:
-            values = self._join([w.values if isinstance(w, Int8) else w for w in weights])
-            wide = 1 if self.kind == KIND["fp32"] else 2
-            panels = values.view(-1, PANEL, self.padded // wide, wide).transpose(1, 2)
-            data.view(values.dtype).view_as(panels).copy_(panels)
-        if self.kind == KIND["int8"]:
-            scale.view(torch.float32).copy_(self._join([w.scale[:, None] for w in weights], 1).flatten())
+        scales = scale.view(torch.float32).view(-1, PANEL)
+        at = 0
+        for i, weight in enumerate(self.weights()):
+            first, step, offset = (0, len(self.rows), i) if self.paired else (at, 1, 0)
+            rows, parts = _outputs(weight), [part.contiguous() for part in _parts(weight)]
+            pointers = [part.data_ptr() for part in parts] + [0] * (3 - len(parts))
+            pack(data.data_ptr(), self.kind, self.group, *pointers, rows, self.inputs, self.padded, first, step, offset)
+            if self.scale_size:
+                lanes = torch.arange(first, first + rows)
+                scales[lanes // PANEL * step + offset, lanes % PANEL] = weight.scale
+            at += rows
         return Matrix(data.data_ptr(), scale.data_ptr(), self.kind, self.outputs, self.inputs, self.padded, self.group)
 
-    def _join(self, parts: list[torch.Tensor], columns: int = 0) -> torch.Tensor:
-        """(whole panels, padded inputs), zeros where nothing stands."""
-        columns = columns or self.padded
-        if self.paired:
-            joined = parts[0].new_zeros(self.rows[0] // PANEL, len(parts), PANEL, columns)
-            for i, part in enumerate(parts):
-                padded = part.new_zeros(self.rows[0], columns)
-                padded[: part.shape[0], : part.shape[1]] = part
-                joined[:, i] = padded.view(-1, PANEL, columns)
-            return joined.flatten(0, 2)
-        joined, at = parts[0].new_zeros(_padded(self.outputs, PANEL), columns), 0
-        for part in parts:
-            joined[at : at + part.shape[0], : part.shape[1]] = part
-            at += part.shape[0]
-        return joined
 
-    def _fill_int4(self, weights: list[Int4], data: torch.Tensor) -> None:
-        groups = self.padded // self.group
-        q = self._join([w.quants() for w in weights]).view(-1, PANEL, groups, self.group // 4, 2, 2)
-        nibbles = (q[..., 0, :] | q[..., 1, :] << 4).permute(0, 2, 3, 1, 4).flatten(2)
-        records = [nibbles]
-        for part in ("scale", "zero"):
-            values = self._join([getattr(w, part) for w in weights], groups).view(-1, PANEL, groups)
-            records.append(values.transpose(1, 2).contiguous().view(torch.uint8))
-        data.view(q.shape[0], groups, -1).copy_(torch.cat(records, 2))
+def _parts(weight: Weight) -> list[torch.Tensor]:
+    """The tensors that `herder_pack` reads: values first."""
+    if isinstance(weight, Int4):
+        return [weight.packed, weight.scale, weight.zero]
+    return [weight.values if isinstance(weight, Int8) else weight]
 
 
 def _outputs(weight: Weight) -> int:
-    tensor = weight.values if isinstance(weight, Int8) else weight.packed if isinstance(weight, Int4) else weight
-    return tensor.shape[0]
+    return _parts(weight)[0].shape[0]
 
 
 class Arena:
     """The packed matrices of a model by name."""
 
-    def __init__(self, plan: dict[str, Packed], advise: Callable[[int, int], object]):
-        self.plan = plan
+    def __init__(self, plan: dict[str, Packed], library: ctypes.CDLL):
+        self.plan, self._library = plan, library
         self.bytes = sum(p.room for p in plan.values())
-        self._whole = torch.empty(self.bytes + _ALIGN, dtype=torch.uint8)
-        advise(self._whole.data_ptr(), self._whole.numel())  # before the first touch
+        self._whole = torch.from_numpy(np.zeros(self.bytes + _ALIGN, dtype=np.uint8))  # zeros by not being touched yet
+        library.herder_huge_pages(ctypes.c_void_p(self._whole.data_ptr()), ctypes.c_size_t(self._whole.numel()))
         self.matrices: dict[str, Matrix] = {}
         self.fill()
 
@@ -142,5 +124,9 @@ class Arena:
         """Packs all weights as they are now."""
         at = -self._whole.data_ptr() % _ALIGN
         for name, packed in self.plan.items():
-            self.matrices[name] = packed.fill(self._whole[at : at + packed.room])
+            self.matrices[name] = packed.fill(self._whole[at : at + packed.room], self._pack)
             at += packed.room
+
+    def _pack(self, out, kind, group, source, scale, zero, *numbers: int) -> None:
+        pointers = map(ctypes.c_void_p, (source, scale, zero))
+        self._library.herder_pack(ctypes.c_void_p(out), kind, group, *pointers, *numbers, torch.get_num_threads())

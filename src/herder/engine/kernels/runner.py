@@ -91,8 +91,7 @@ class NativeRunner:
             plan[f"{i}.gate_up"] = Packed(_weights(mlp, "gate_proj", "up_proj"), paired=True)
             plan[f"{i}.down"] = Packed(_weights(mlp, "down_proj"))
         plan["head"] = Packed(_weights(model, "lm_head"))
-        huge = self._library.herder_huge_pages
-        self._arena = Arena(plan, lambda at, size: huge(ctypes.c_void_p(at), ctypes.c_size_t(size)))
+        self._arena = Arena(plan, self._library)
         self._inv_freq = inverse_frequencies(model.config)
         self._cos = self._sin = torch.empty(0)
         self._bind()
