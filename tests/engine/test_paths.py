@@ -1,4 +1,4 @@
-"""The same tokens on every path: alone, batched, from a cached prefix, in chunks, preempted, speculated, as another runner computes."""
+"""The same tokens on every path: alone, batched, from a cached prefix, in chunks, preempted, speculated, on either runner."""
 
 import numpy as np
 import pytest

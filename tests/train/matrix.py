@@ -189,6 +189,7 @@ class Fleet:
 
 def _worker(rank, n, store, pipe, function, args):
     torch.set_num_threads(1)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # each rank would start a pool of compilers
     torch.use_deterministic_algorithms(True)
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # full_tensor() of two cuts says it is slow
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n))

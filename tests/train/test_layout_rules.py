@@ -165,6 +165,7 @@ TIED = LlamaConfig(64, 32, 6, 4, 2, 48, max_seq_len=64, tie_embeddings=True)
         (Layout(pp=4, chunks=3), 4, "12 stages"),
         (Layout(chunks=2), 2, "needs a pipeline"),
         (Layout(tp=2, compile=True), 2, "wrong gradients"),
+        (Layout(compile=True, recompute="alternate"), 2, "use none or full"),
     ],
 )
 def test_a_layout_that_cannot_run_is_refused_in_a_sentence(layout, world, sentence):

@@ -72,6 +72,15 @@ def test_copies_of_shards_recomputation_and_other_schedules_change_nothing(fleet
         assert found["loss"] < 1e-5, found
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("layout", [Layout(dp=2, compile=True), Layout(pp=2, compile=True, recompute="full")], ids=str)
+def test_compiled_blocks_have_the_same_gradients_and_losses(fleet, expected, layout):
+    for found in fleet.run(2, matrix.compare, layout, expected):
+        assert found["gradient"][0] < 1e-9, found
+        assert found["loss"] < 1e-5, found
+
+
 @pytest.fixture(scope="module")
 def undisturbed(fleet, tmp_path_factory):
     """Each of six layouts trained for six steps: its folder, and the rows that all its ranks counted."""

@@ -70,7 +70,9 @@ def test_ranks_that_share_muons_matrices_do_bit_for_bit_what_one_does():
 
     def fresh(rank=0, copies=1):
         model = Llama(TINY).init_weights(0)
-        return Optimizer({n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters()}, config, rank, copies)
+        return Optimizer(
+            {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters()}, config, rank, copies
+        )
 
     alone, together = fresh(), [fresh(rank, ranks) for rank in range(ranks)]
     assert sorted(len(part) for part in together[0].shared) == [4, 5, 5]

@@ -61,6 +61,11 @@ class Layout:
         for name in ("dp", "shard", "contiguous"):
             if getattr(self, name) < 0:
                 raise ValueError(f"layout.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.compile and self.recompute in ("elementwise", "alternate"):
+            raise ValueError(
+                f"layout.compile chooses by itself what a backward pass keeps, so recompute={self.recompute} has no say; "
+                "use none or full"
+            )
         inner = self.tp * self.cp * self.pp
         dp = self.dp or world // inner
         if inner * dp != world or dp == 0:

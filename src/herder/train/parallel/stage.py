@@ -122,18 +122,32 @@ class Stage(nn.Module):
 
 
 def apply_locally(model: Llama, layout: Layout, fp8: bool = False, device: str | torch.device = "cpu") -> None:
-    """What is asked of each block by itself, in this order: FP8 products, recomputation in the backward pass, compilation."""
+    """What is asked of each block by itself, in this order: FP8 products, compilation, recomputation in the backward pass."""
     if fp8:
         float8(model, device)
+    outside = _Outside() if layout.compile else None
     for block in model.model.layers:
         if block is None:
             continue
+        if outside is not None:
+            block.forward = functools.partial(outside.run, torch.compile(block.forward))
         if layout.recompute != "none":
             keep = {"context_fn": functools.partial(_keep_products, layout.recompute == "alternate")}
             more = {} if layout.recompute == "full" else keep
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **more)
-        if layout.compile:
-            block.compile()
+
+
+class _Outside:
+    """Keeps attention out of compiled blocks: documents differ from batch to batch, and what was traced of their lengths would be
+    compiled anew each time. One function stands in for every batch's `attend`, since compiled code asks for the same one."""
+
+    def __init__(self):
+        self.attend: Attend | None = None
+        self.stand_in = torch.compiler.disable(lambda *args: self.attend(*args))
+
+    def run(self, compiled: Callable, h: torch.Tensor, layer: int, attend: Attend, *rotation: torch.Tensor):
+        self.attend = attend
+        return compiled(h, layer, self.stand_in, *rotation)
 
 
 def _keep_products(alternate: bool):
