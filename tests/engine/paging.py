@@ -80,6 +80,10 @@ class Machine:
     def tokens(self, count: int) -> list[int]:
         return [self.random.randrange(self.vocabulary) for _ in range(count)]
 
+    def most(self, sequence: Sequence) -> int:
+        """Positions that it may come to compute: all but the last token it may get."""
+        return self.lengths[sequence] + max(sequence.limit - 1, 0)
+
     def check_step(self, step: Step) -> None:
         scheduler = self.scheduler
         assert sum(span.count for span in step.spans) <= scheduler.token_budget
@@ -96,8 +100,7 @@ class Machine:
             assert sequence.state == "running"
             assert start == sequence.computed
             assert count > 0
-            most = self.lengths[sequence] + max(sequence.limit - 1, 0)
-            assert start + count <= min(len(sequence.tokens) + len(sequence.drafts), most)
+            assert start + count <= min(len(sequence.tokens) + len(sequence.drafts), self.most(sequence))
             assert len(sequence.blocks) * scheduler.blocks.size >= start + count
 
     def write(self, step: Step) -> None:

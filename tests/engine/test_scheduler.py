@@ -36,7 +36,7 @@ class Traffic(RuleBasedStateMachine):
             blocks, size, max_sequences=slots, token_budget=slots + budget, overcommit=overcommit, patience=patience
         )
         self.machine = Machine(self.scheduler, seed, drafts=drafts)
-        self.most = blocks * size
+        self.most, self.promised = blocks * size, overcommit == 1
         self.sequences, self.priorities = [], set()
 
     @rule(
@@ -87,8 +87,11 @@ class Traffic(RuleBasedStateMachine):
             self.machine.check_pages()
             assert len(self.scheduler) == sum(s.state != "finished" for s in self.sequences)
             assert self.scheduler.waiting == sum(s.state == "waiting" for s in self.sequences)
-            if not self.scheduler._slack and len(self.priorities) == 1:
-                assert not self.scheduler.preemptions, "blocks ran out though all were promised once"
+            if self.promised:
+                blocks, running = self.scheduler.blocks, self.scheduler.running
+                owed = sum(blocks.pages(self.machine.most(s)) - len(s.blocks) for s in running)
+                assert owed <= blocks.available, "more was promised than there is"
+                assert len(self.priorities) > 1 or not self.scheduler.preemptions
 
     def teardown(self):
         if hasattr(self, "machine"):

@@ -176,13 +176,13 @@ class Scheduler:
             raise RuntimeError("the step is not the one that was scheduled last, or it was committed before")
         if len(valid) != len(step.spans) or not all(0 <= n <= s.count for n, s in zip(valid, step.spans, strict=True)):
             raise ValueError(
-                f"{[*valid]} positions are valid of {[s.count for s in step.spans]}; there is one number for each"
+                f"{[*valid]} of {[s.count for s in step.spans]} positions are valid; give one number for each"
             )
         for (sequence, start, _), count in zip(step.spans, valid, strict=True):
-            known = len(sequence.tokens) - start
-            if count > known and sequence.state == "running":
+            if start + count > len(sequence.tokens) and sequence.state == "running":
                 raise ValueError(f"{count} positions are valid from {start} on; append their tokens before the commit")
-            if count := min(count, known):
+        for (sequence, start, _), count in zip(step.spans, valid, strict=True):
+            if count := min(count, len(sequence.tokens) - start):
                 sequence.computed = start + count
                 self.blocks.settle(sequence)
         for sequence in self._leaving:
