@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herder.engine.constrain import Constraint, Masks
-from herder.engine.sample import Past, Sampling, choose, pick, uniforms
+from herder.engine.sample import Past, Sampling, _weights, choose, pick, uniforms
 from herder.tokenizer import Tokenizer
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -4.0])
@@ -246,6 +246,17 @@ def test_a_row_gets_the_token_of_the_definitions_and_the_same_in_every_batch(row
         one = slice(row, row + 1)
         assert pick(logits[one].clone(), samplings[one], draws[one], past[one]).tolist() == [token]
         assert token in by_sorting(logits[row], samplings[row], draws[row], {0: 0, 5: 2, 17: 1})
+
+
+def test_probabilities_add_up_to_the_same_in_any_order():
+    """Only whole numbers that float64 holds do; the shares of softmax do not."""
+    logits = torch.randn(1, 2**17, generator=torch.Generator().manual_seed(0)) * 3
+    weights = _weights(logits, logits.amax(-1), [Sampling(temperature=0.7)])[0].double()
+    shuffled = weights[torch.randperm(len(weights), generator=torch.Generator().manual_seed(1))]
+    assert weights.max() == 2**35
+    assert float(weights.cumsum(0)[-1]) == float(shuffled.cumsum(0)[-1]) == math.fsum(weights.tolist())
+    shares = (logits[0].double() / 0.7).softmax(-1)
+    np.testing.assert_allclose(weights / weights.sum(), shares, rtol=1e-4, atol=2**-35)
 
 
 def test_scores_that_are_not_finite_are_refused():

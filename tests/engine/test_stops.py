@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from herder.engine.stops import StopStrings
@@ -26,6 +26,8 @@ def pieces(text, cuts):
 
 
 @given(TEXT, STOPS, st.lists(st.integers(0, 40)))
+@example("eabab", ["abab", "ba"], [2, 4])  # a stop string within what might become another
+@example("ababc", ["abc"], [1, 2, 3, 4])
 def test_the_text_ends_where_a_search_in_the_whole_finds_the_first_stop(text, strings, cuts):
     stops, out, stopped = StopStrings(strings), "", False
     for piece in pieces(text, cuts):
