@@ -186,6 +186,21 @@ def test_a_group_goes_on_without_its_leader():
     assert machine.computed == 100 + 2 + 3 * 3  # the leader's blocks were found again
 
 
+def test_a_group_goes_on_while_its_leader_waits_again():
+    machine = Machine(Scheduler(200, 16, max_sequences=3, token_budget=32), vocabulary=1000)
+    prompt = machine.tokens(100)
+    leader = machine.add(prompt, 4, group="g", priority=1)
+    machine.step()
+    for _ in range(3):
+        machine.add(machine.tokens(4), 4, priority=-1)
+    followers = [machine.add(prompt, 4, group="g") for _ in range(3)]
+    machine.step()
+    assert leader.state == "waiting"
+    machine.run()
+    assert followers[0].state == "finished"
+    assert machine.computed == 100 + 3 + 4 * 3 + 3 * (4 + 3)
+
+
 def test_a_group_computes_an_evicted_prefix_once_more_and_no_oftener():
     machine = Machine(Scheduler(12, 4, max_sequences=2, token_budget=8), vocabulary=1000)
     prompt = machine.tokens(20)
@@ -300,6 +315,17 @@ def test_a_prompt_that_runs_does_not_starve_behind_more_urgent_prompts():
         assert scheduler.steps < 40
 
 
+def test_short_turns_between_interruptions_do_not_reset_patience():
+    scheduler = Scheduler(400, 4, max_sequences=1, token_budget=8, patience=20)
+    machine = Machine(scheduler)
+    patient = machine.add(machine.tokens(4), 40, priority=1)
+    while patient.state != "finished":
+        machine.step()
+        if patient.state == "running" and not scheduler.waiting:
+            machine.add(machine.tokens(4), 5)
+        assert scheduler.steps < 20 + 10 + 10 + 40
+
+
 def test_a_queue_of_background_work_does_not_turn_priorities_around():
     """Long after all of it has lost patience, an urgent sequence waits for one of the background at most."""
     machine = Machine(Scheduler(400, 4, max_sequences=2, token_budget=8, patience=5))
@@ -357,6 +383,19 @@ def test_who_was_away_has_saved_up_no_claim():
     for _ in range(100):
         machine.step()
     assert served(machine, busy) - before > 0.6 * (served(machine, back) - start)
+
+
+def test_a_queue_that_is_short_forgives_no_debt():
+    """A client that has one long request waiting at a time gets no more than one with a queue of short ones."""
+    machine = Machine(Scheduler(400, 4, max_sequences=4, token_budget=64, patience=10**6))
+    many = [machine.add(machine.tokens(4), 10, client="many") for _ in range(200)]
+    one = [machine.add(machine.tokens(4), 40, client="one")]
+    for _ in range(300):
+        machine.step()
+        if one[-1].state != "waiting":
+            one.append(machine.add(machine.tokens(4), 40, client="one"))
+    generated = [sum(len(machine.outputs[sequence]) for sequence in s) for s in (many, one)]
+    assert min(generated) > 0.6 * max(generated)
 
 
 def test_accounts_of_clients_that_left_are_closed():
