@@ -204,17 +204,15 @@ def test_a_group_goes_on_while_its_leader_waits_again():
 
 
 def test_a_group_computes_an_evicted_prefix_once_more_and_no_oftener():
-    machine = Machine(Scheduler(12, 4, max_sequences=2, token_budget=8), vocabulary=1000)
+    machine = Machine(Scheduler(12, 4, max_sequences=4, token_budget=24), vocabulary=1000)
     prompt = machine.tokens(20)
-    machine.add(prompt, 1, group="g")
+    leader, *later = (machine.add(prompt, 1, group="g") for _ in range(3))
     machine.step()
-    machine.step()
-    first = machine.add(machine.tokens(40), 1, priority=-1)  # takes nearly all blocks
-    later = [machine.add(prompt, 1, group="g") for _ in range(3)]
+    assert leader.state == "finished"
+    machine.add(machine.tokens(44), 1, priority=-1)  # takes all blocks but the prompt's first
     machine.run()
-    assert first.state == "finished"
     assert all(machine.outputs[sequence] == [19] for sequence in later)
-    assert machine.computed <= 20 + 40 + 20 + 2
+    assert machine.computed == 20 + 44 + 16 + 1
 
 
 def test_the_next_turn_of_a_dialogue_computes_only_what_is_new():
