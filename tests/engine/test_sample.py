@@ -248,6 +248,23 @@ def test_a_row_gets_the_token_of_the_definitions_and_the_same_in_every_batch(row
         assert token in by_sorting(logits[row], samplings[row], draws[row], {0: 0, 5: 2, 17: 1})
 
 
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 5000])
+def test_a_number_falls_on_the_token_whose_share_it_lies_in_at_any_size_of_vocabulary(size):
+    logits = torch.randn(1, size, generator=torch.Generator().manual_seed(size))
+    p = logits[0].double().softmax(-1).numpy()
+    for u in np.random.default_rng(0).random(200):
+        token = int(pick(logits.clone(), [Sampling()], [u], [None])[0])
+        assert p[:token].sum() - 1e-7 <= u <= p[: token + 1].sum() + 1e-7
+
+
+def test_a_flat_row_is_cut_as_a_full_sort_would_beyond_every_shortlist():
+    logits = (torch.randn(4, 20_000, generator=torch.Generator().manual_seed(0)) * 0.5).bfloat16().float()
+    settings = [Sampling(top_p=0.95), Sampling(top_k=9000), Sampling(min_p=0.3), Sampling(top_k=3000, top_p=0.9)]
+    for u in (0.0, 0.2, 0.77, 0.9999):
+        for row, token in enumerate(pick(logits.clone(), settings, [u] * 4, [None] * 4).tolist()):
+            assert token in by_sorting(logits[row], settings[row], u, {})
+
+
 def test_probabilities_add_up_to_the_same_in_any_order():
     """Only whole numbers that float64 holds do; the shares of softmax do not."""
     logits = torch.randn(1, 2**17, generator=torch.Generator().manual_seed(0)) * 3

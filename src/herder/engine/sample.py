@@ -28,8 +28,10 @@ _LARGEST = 1e6
 """Of a penalty or bias: scores stay finite in fp32."""
 _WHOLE = 2.0**35
 """The weight of a row's likeliest token. Weights are whole numbers up to it: 2^18 of them add up exactly in float64."""
-_SHORTLIST = 256
-"""Tokens looked at first under top-k, top-p and min-p; ordering a whole vocabulary of 4,096 took half of a decoding step."""
+_BLOCK = 512
+_SHORTLISTS = (256, 8192, 2**62)
+"""Tokens looked at under top-k, top-p and min-p, one list after the other as far as a row needs; most need the first.
+Of 32 rows of 128,256 the first 256 are found in 9 ms of one core, the first 8,192 in 53; ordering all takes 363."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,25 +238,35 @@ def _draw_filtered(
     logits: torch.Tensor, best: torch.Tensor, settings: Sequence[Sampling], draws: Sequence[float]
 ) -> torch.Tensor:
     """One draw for each row under top-k, top-p or min-p: from the shortlist where what is kept ends within it."""
-    u, weights = _column(draws, logits, torch.float64), _weights(logits, best, settings)
-    total = weights.sum(-1, keepdim=True, dtype=torch.float64)
-    most = min(_SHORTLIST + 1, logits.shape[-1])
-    short, order = logits.topk(most, -1)
-    # Equal scores by id, whatever order the selection left them in.
-    order, places = order.sort(-1)
-    short, places = short.gather(-1, places).sort(dim=-1, descending=True, stable=True)
-    order = order.gather(-1, places)
-    kept = _cut(weights.gather(-1, order), total, settings)
-    chosen = order.gather(-1, _invert(kept, u)[:, None])[:, 0]
-    if most < logits.shape[-1]:
-        # Rows that keep more, or a token that scores like the shortlist's last one (others outside may too): order them whole.
-        ends = short.gather(-1, (kept > 0).sum(-1, keepdim=True) - 1)
-        beyond = (ends <= short[:, -1:]) | (_column((s.top_k for s in settings), logits, torch.int64) >= most)
-        if rows := beyond[:, 0].nonzero()[:, 0].tolist():
-            order = logits[rows].sort(dim=-1, descending=True, stable=True).indices
-            kept = _cut(weights[rows].gather(-1, order), total[rows], [settings[row] for row in rows])
-            chosen[rows] = order.gather(-1, _invert(kept, u[rows])[:, None])[:, 0]
+    weights, u = _weights(logits, best, settings), _column(draws, logits, torch.float64)
+    total, chosen = weights.sum(-1, keepdim=True, dtype=torch.float64), torch.empty_like(u[:, 0], dtype=torch.int64)
+    rows, vocabulary = list(range(len(settings))), logits.shape[-1]
+    for most in _SHORTLISTS:
+        most = min(most + 1, vocabulary)
+        whole = len(rows) == len(settings)
+        asked = [settings[row] for row in rows]
+        scores, order = _ranked(logits if whole else logits[rows], most)
+        kept = _cut((weights if whole else weights[rows]).gather(-1, order), total[rows], asked)
+        chosen[rows] = order.gather(-1, _invert(kept, u[rows])[:, None])[:, 0]
+        if most == vocabulary:
+            break
+        # Rows that keep more need a longer list; so do those that keep a score which others beyond the list may have too.
+        last = scores.gather(-1, (kept > 0).sum(-1, keepdim=True) - 1)
+        beyond = (last <= scores[:, -1:]) | (_column((s.top_k for s in asked), logits, torch.int64) >= most)
+        rows = [row for row, more in zip(rows, beyond[:, 0].tolist(), strict=True) if more]
+        if not rows:
+            break
     return chosen
+
+
+def _ranked(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest scores of each row, falling, and their ids; equal scores by id, whatever the selection leaves."""
+    if count == logits.shape[-1]:
+        return logits.sort(dim=-1, descending=True, stable=True)
+    scores, ids = logits.topk(count, -1)
+    ids, places = ids.sort(-1)
+    scores, places = scores.gather(-1, places).sort(dim=-1, descending=True, stable=True)
+    return scores, ids.gather(-1, places)
 
 
 def _cut(weights: torch.Tensor, total: torch.Tensor, settings: Sequence[Sampling]) -> torch.Tensor:
@@ -273,9 +285,18 @@ def _cut(weights: torch.Tensor, total: torch.Tensor, settings: Sequence[Sampling
 
 def _invert(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The place in each row where the cumulative mass passes the share u of the whole; only where there is mass."""
-    mass = weights.cumsum(-1, dtype=torch.float64)
-    target = torch.minimum((u * mass[:, -1:]).floor_(), mass[:, -1:] - 1)
-    return torch.searchsorted(mass, target, right=True)[:, 0]
+    # The mass of whole blocks first: of 32 rows of 128,256 it takes 5 ms of one core, running sums over all 28.
+    count = weights.shape[-1] // _BLOCK
+    blocks = weights[:, : count * _BLOCK].unflatten(-1, (count, _BLOCK)).sum(-1, dtype=torch.float64)
+    rest = weights[:, count * _BLOCK :].sum(-1, keepdim=True, dtype=torch.float64)
+    ends = torch.cat([blocks, rest], -1).cumsum(-1)
+    target = torch.minimum((u * ends[:, -1:]).floor_(), ends[:, -1:] - 1)
+    block = torch.searchsorted(ends, target, right=True)
+    ids = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = ids < weights.shape[-1]
+    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp_min(0)), 0)
+    mass = (weights.gather(-1, ids.clamp_max(weights.shape[-1] - 1)) * inside).cumsum(-1, dtype=torch.float64)
+    return (block * _BLOCK + torch.searchsorted(mass + before, target, right=True))[:, 0]
 
 
 def _past(request: Request, draft: Sequence[int], ahead: int) -> Past | None:
