@@ -154,13 +154,15 @@ class Scheduler:
                     newcomer = None  # whoever is first waits for room, and nobody overtakes
                 continue
             place += 1
-            left = _left(sequence)
+            left, preemptions = _left(sequence), self.preemptions
             if sequence.state != "running" or not left:
                 continue
             if left == 1:
                 self._compute(sequence, 1 + min(_drafts(sequence), self._drafting), step.spans, decoding=True)
             elif self._spare:
                 self._compute(sequence, min(left, self._spare), chunks)
+            if self.preemptions > preemptions:
+                newcomer = None  # blocks ran out; those given back are not for others to take
         step.spans.extend(chunks)
         if step.spans:
             self._step = step
