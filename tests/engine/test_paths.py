@@ -7,6 +7,7 @@ from engine.test_engine import make_model
 
 from herder.engine import Engine, PromptLookup, Sampling
 from herder.engine.draft import DraftModel
+from herder.engine.graphs import GraphRunner
 from herder.engine.kernels import unavailable
 
 CLOSE = 1e-4
@@ -137,6 +138,16 @@ def test_kernels_give_the_same_bits_alone_and_in_any_batch(model, tok, native):
         done = Engine(model, tok, native=native, **settings).generate(prompts, greedy(16))
         assert [d.logprobs for d in done] == [d.logprobs for d in alone]
         assert [d.ids for d in done] == [d.ids for d in alone]
+
+
+def test_the_function_of_the_graphs_computes_what_the_plain_runner_does(model, tok):
+    """What CUDA captures: fixed shapes, filled up with rows that must leave no trace."""
+    for settings, most in (({"max_batch": 5}, 8), ({"max_batch": 3, "cache_tokens": 400}, 4)):
+        engine, prompts = Engine(model, tok, native=False, **settings), texts(tok, 12)
+        engine.runner = GraphRunner(model, engine.pages)
+        check(model, prompts, plainly(engine, prompts, 20))
+        assert max(rows for rows, _ in engine.runner.graphs) == most
+        assert len({blocks for _, blocks in engine.runner.graphs}) > 1
 
 
 def test_speculation_by_a_draft_model_changes_nothing_and_saves_steps(model, tok):

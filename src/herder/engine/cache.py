@@ -7,7 +7,7 @@ pages are plain tensors in one documented order, which the plain path gathers fr
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ CACHE_BYTES = 2**30
 
 
 class Pages:
-    """`k` and `v`: (layers, blocks, kv_heads, size, head_dim). In int8 the scales (layers, blocks, kv_heads, size) fp32 belong
-    to them: value = int8 * scale, one scale for each position and head."""
+    """`k` and `v`: (layers, blocks + 1, kv_heads, size, head_dim); the last block, `spare`, belongs to nobody: rows that only
+    fill a batch up write there. In int8 the scales (layers, blocks + 1, kv_heads, size) fp32 belong to them: value = int8 *
+    scale, one scale for each position and head."""
 
     def __init__(
         self,
@@ -37,7 +38,8 @@ class Pages:
         size: int = SIZE,
         compute: torch.dtype | None = None,
     ):
-        shape = (config.n_layers, blocks, config.n_kv_heads, size, config.head_dim)
+        self.blocks = self.spare = blocks
+        shape = (config.n_layers, blocks + 1, config.n_kv_heads, size, config.head_dim)
         self.size, self.device, self.dtype, self.compute = size, device, dtype, compute or dtype
         self.k, self.v = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
         self.k_scale = self.v_scale = None
@@ -67,15 +69,15 @@ class Pages:
         block, place = (torch.tensor(x, device=self.device) for x in (block, [p % size for p in positions]))
         singles = [(first, table) for first, count, table in spans if count == 1]
         several = [span for span in spans if span[1] > 1]
-        single = self._single(singles, positions) if singles else None
+        rows = torch.tensor([first for first, _ in singles], dtype=torch.int64, device=self.device)
+        single = self.decode(*self._tables(singles, positions)) if singles else None
 
         def attend(layer: int, q_bthd: torch.Tensor, k_bthd: torch.Tensor, v_bthd: torch.Tensor) -> torch.Tensor:
-            self._store(layer, block, place, k_bthd[0], v_bthd[0])
+            self.store(layer, block, place, k_bthd[0], v_bthd[0])
             if single is not None and not several:
                 return single(layer, q_bthd[0])[None]
             out = torch.empty_like(q_bthd)
             if single is not None:
-                rows = single.rows
                 out[0, rows] = single(layer, q_bthd[0, rows])
             if several:
                 self._several(layer, several, positions, q_bthd, k_bthd, v_bthd, out)
@@ -83,7 +85,8 @@ class Pages:
 
         return attend
 
-    def _store(self, layer: int, block: torch.Tensor, place: torch.Tensor, *new: torch.Tensor) -> None:
+    def store(self, layer: int, block: torch.Tensor, place: torch.Tensor, *new: torch.Tensor) -> None:
+        """Writes new keys and values (N, kv_heads, head_dim) to their blocks and places there."""
         for pages, scales, x_nhd in zip((self.k, self.v), (self.k_scale, self.v_scale), new, strict=True):
             if scales is not None:
                 scale = x_nhd.float().abs().amax(-1) / 127
@@ -101,8 +104,29 @@ class Pages:
             found.append(x)
         return found[0], found[1]
 
-    def _single(self, singles: list[tuple[int, list[int]]], positions: Sequence[int]) -> _Single:
-        return _Single(self, [first for first, _ in singles], [table for _, table in singles], positions)
+    def _tables(
+        self, singles: list[tuple[int, list[int]]], positions: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Block tables of equal length, and where each row stands."""
+        at = [positions[first] for first, _ in singles]
+        blocks = max(at) // self.size + 1
+        padded = [[*table[:blocks], *[0] * (blocks - len(table))] for _, table in singles]
+        return torch.tensor(padded, device=self.device), torch.tensor(at, device=self.device)
+
+    def decode(self, table: torch.Tensor, at: torch.Tensor) -> Callable[[int, torch.Tensor], torch.Tensor]:
+        """Attention of rows that stand alone, each at position `at` (rows,) of its own blocks `table` (rows, blocks):
+        (layer, (rows, heads, head_dim)) -> the same shape."""
+        places = torch.arange(table.shape[1] * self.size, device=self.device)
+        seen_r11k = (places <= at[:, None])[:, None, None]
+
+        def attend(layer: int, q_rhd: torch.Tensor) -> torch.Tensor:
+            # A masked position still enters the product with weight 0: pages hold zeros or old values, never what is not finite.
+            k, v = (x.transpose(1, 2).flatten(2, 3) for x in self._read(layer, table))
+            # The query heads that share a KV head stand as rows of one query matrix: no copy of K and V for each.
+            q = q_rhd.view(len(q_rhd), k.shape[1], -1, q_rhd.shape[-1])
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen_r11k).reshape(q_rhd.shape)
+
+        return attend
 
     def _several(self, layer, spans: Spans, positions, q_bthd, k_bthd, v_bthd, out) -> None:
         """Stretches of new positions: from its own keys where nothing stands before, else from the pages."""
@@ -128,27 +152,6 @@ class Pages:
             ]
         for (first, count, _), part in zip(spans, found, strict=True):
             out[0, first : first + count] = part
-
-
-class _Single:
-    """Attention of rows that stand alone, one for each of several sequences."""
-
-    def __init__(self, pages: Pages, rows: list[int], tables: list[list[int]], positions: Sequence[int]):
-        self.pages, device = pages, pages.device
-        self.rows = torch.tensor(rows, device=device)
-        at = [positions[row] for row in rows]
-        blocks = max(at) // pages.size + 1
-        padded = [[*table[:blocks], *[0] * (blocks - len(table))] for table in tables]
-        self.table = torch.tensor(padded, device=device)
-        places = torch.arange(blocks * pages.size, device=device)
-        self.seen_r11k = (places <= torch.tensor(at, device=device)[:, None])[:, None, None]
-
-    def __call__(self, layer: int, q_rhd: torch.Tensor) -> torch.Tensor:
-        # A masked position still enters the product with weight 0: pages hold zeros or old values, never what is not finite.
-        k, v = (x.transpose(1, 2).flatten(2, 3) for x in self.pages._read(layer, self.table))
-        # The query heads that share a KV head stand as rows of one query matrix: no copy of K and V for each.
-        q = q_rhd.view(len(q_rhd), k.shape[1], -1, q_rhd.shape[-1])
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.seen_r11k).reshape(q_rhd.shape)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -20,6 +20,7 @@ from herder.engine.adapters import AdapterRunner, read_adapter
 from herder.engine.asked import check_ids, check_update, prompt_ids
 from herder.engine.cache import SIZE, Pages, blocks_for
 from herder.engine.constrain import Masks
+from herder.engine.graphs import GraphRunner
 from herder.engine.kernels import NativeRunner, supports, unavailable
 from herder.engine.quantize import quantize
 from herder.engine.request import Completion, Generation, Piece, Reading
@@ -242,14 +243,13 @@ class Engine:
         self.runner = self._runner()
 
     def _scheduler(self) -> Scheduler:
-        blocks = self.pages.k.shape[1]
-        return Scheduler(blocks, SIZE, max_sequences=self.max_batch, token_budget=self.token_budget)
+        return Scheduler(self.pages.blocks, SIZE, max_sequences=self.max_batch, token_budget=self.token_budget)
 
     def _runner(self) -> Runner:
-        model = self.model if self.quantized is None else quantize(copy.deepcopy(self.model), self.quantized)
+        model = self.model if self.quantized is None else quantize(self.model, self.quantized)
         if self.native and not supports(model) and not unavailable():
             return NativeRunner(model, self.pages)
-        return TorchRunner(model, self.pages)
+        return (GraphRunner if self.device.type == "cuda" else TorchRunner)(model, self.pages)
 
     def _generations(self, prompt: Sequence[int], s: Sampling, number: int, **more) -> list[Generation]:
         ids = prompt_ids(prompt, f"prompt {number}", self.model.config, self.context - 1)
