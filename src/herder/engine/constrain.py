@@ -199,15 +199,14 @@ def check_finite(schema: Any, kind: str) -> None:
 
 def apply(logits: torch.Tensor, rows: Sequence[int], bits: np.ndarray) -> None:
     """Forbids in these rows of the (R, V) logits every token whose bit is 0, and what lies beyond the bits, in place."""
-    octets = torch.from_numpy(bits.view(np.uint8)).to(logits.device)
-    flags = (octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device)) & 1
-    flags = flags.flatten(1)[:, : logits.shape[1]] == 0
-    width = flags.shape[1]
-    index = torch.tensor(rows, device=logits.device)
-    part = logits[index]
-    part[:, :width].masked_fill_(flags, -torch.inf)
-    part[:, width:] = -torch.inf
-    logits[index] = part
+    width = min(logits.shape[1], 32 * bits.shape[1])
+    forbidden = np.unpackbits(~bits.view(np.uint8), axis=-1, bitorder="little", count=width).view(bool)
+    forbidden = torch.from_numpy(forbidden).to(logits.device)
+    if list(rows) == list(range(len(logits))):
+        logits[:, :width].masked_fill_(forbidden, -torch.inf)
+    else:
+        logits[rows, :width] = logits[rows, :width].masked_fill_(forbidden, -torch.inf)
+    logits[rows, width:] = -torch.inf
 
 
 class _Ordinary:
