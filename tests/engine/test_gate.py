@@ -3,9 +3,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
+from herder.engine import Engine, Sampling
 from herder.engine.gate import RISES, distance, gate, judge, perplexity_ratio, response_shift
+from herder.model import Llama, LlamaConfig
 
 
 def models(rise, *, rows=400, tokens=60, noise=0.02, seed=0):
@@ -117,6 +120,27 @@ def test_two_engines_are_scored_on_the_same_tokens():
     assert verdict.perplexity.value == pytest.approx(1.004, abs=1e-5)
     assert not gate(reference, Table(-math.log(1.02)), "int8", rows, responses).passed
     assert json.loads(json.dumps(verdict.to_json()))["passed"] is True
+
+
+def engine(tok, noise):
+    """A model whose weights are off by this share of themselves."""
+    model = Llama(LlamaConfig(tok.n_vocab, 32, 2, 2, 1, 64, max_seq_len=64)).init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(4 if p.dim() > 1 else 1)
+            p.mul_(1 + noise * torch.randn(p.shape, generator=generator))
+    return Engine(model, tok)
+
+
+def test_a_model_with_weights_that_are_off_is_refused_on_the_references_own_text(tok):
+    reference, prompt = engine(tok, 0), tok.encode("a", bos=True)
+    answers = [done.ids for done in reference.generate([prompt], Sampling(n=60, max_tokens=30, stop_ids=()))]
+    rows, responses = [prompt + ids for ids in answers[:30]], [(prompt, ids) for ids in answers[30:]]
+    assert gate(reference, engine(tok, 0.001), "int8", rows, responses).passed
+    verdict = gate(reference, engine(tok, 0.3), "int8", rows, responses)
+    assert "perplexity rises" in verdict.reason
+    assert verdict.responses.difference.high < 0
 
 
 @pytest.mark.parametrize(
