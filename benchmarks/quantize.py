@@ -37,7 +37,7 @@ def main() -> None:
     answers = reference.generate(prompts, Sampling(max_tokens=48))
     responses = [(prompt, done.ids) for prompt, done in zip(prompts, answers, strict=True)]
     print(f"{len(rows)} rows, {len(responses)} responses, {sum(len(r) for _, r in responses):,} tokens in them")
-    print("| scheme | perplexity, share of fp32's | log-likelihood of responses, nats per token | moved (allowed) | |")
+    print("| scheme | rise of perplexity over fp32 | log-likelihood of responses, nats per token | moved (allowed) | |")
     print("|---|---:|---:|---:|---|")
     schemes = {"int8": {"quantized": "int8"}, "int4": {"quantized": "int4"}, "fp8": {"quantized": "fp8"}}
     schemes["int8 keys and values"] = {"kv_dtype": torch.int8, "token_budget": 32}
@@ -47,7 +47,8 @@ def main() -> None:
         verdict = gate(reference, other, settings.get("quantized", "int8"), rows, responses)
         shift = verdict.responses
         print(
-            f"| {name} | {verdict.perplexity} | {shift.difference} | {shift.distance:.4f} ({shift.allowed:.4f}) | "
+            f"| {name} | {100 * (verdict.perplexity.value - 1):.3f}% [{100 * (verdict.perplexity.low - 1):.3f}, "
+            f"{100 * (verdict.perplexity.high - 1):.3f}] | {shift.difference} | {shift.distance:.4f} ({shift.allowed:.4f}) | "
             f"{verdict.reason or 'passed'} |",
             flush=True,
         )
