@@ -266,6 +266,9 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, step: Step) -> bool:
         """Starts a waiting sequence with what is known of it, if there is room or can be made -> whether it runs."""
+        crowded = len(self.running) >= self.max_sequences or not self._spare
+        if crowded and self.running[-1].priority <= sequence.priority:
+            return False  # the usual answer while others wait, without looking for a match
         match = self.blocks.match(sequence, min(sequence.needed, len(sequence.tokens) - 1))
         if not self._fits(sequence, match) and not self._make_room(sequence, match):
             return False
