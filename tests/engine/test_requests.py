@@ -138,6 +138,13 @@ def test_a_constraint_binds_its_own_request_only(model, tok):
     assert set(both[1].text) <= set("ab")
 
 
+def test_text_held_back_is_given_where_a_constraint_ends(model, tok):
+    pytest.importorskip("llguidance", reason='constraints need pip install "herder[constrain]"')
+    bound = Sampling(temperature=0, constraint=Constraint(regex="abab"), stop="abX", stop_ids=())
+    done = Engine(model, tok).generate([[1, 2, 3]], bound)[0]
+    assert (done.text, done.stop_reason) == ("abab", "stop")
+
+
 def test_likeliest_alternatives_are_the_models(engine, model):
     done = engine.generate([[1, 2, 3]], Sampling(max_tokens=4, stop_ids=(), top_logprobs=3))[0]
     with torch.no_grad():

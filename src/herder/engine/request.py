@@ -124,6 +124,8 @@ class Generation:
         text, reason = self._decoder.push([token]), None
         if token in self.stop_ids:
             reason = "stop"
+        elif self.matcher is not None and self.matcher.finished:
+            reason = "stop"
         elif self.generated >= self.limit:
             reason = "length"
         if self._stops is not None:
@@ -135,8 +137,6 @@ class Generation:
                 reason = "stop" if stopped else reason
         elif reason is not None:
             text += self._decoder.finish()
-        if reason is None and self.matcher is not None and self.matcher.finished:
-            reason = "stop"
         self.stop_reason = reason
         self._text.append(text)
         self.pieces.append(Piece(text, [token], reason))
