@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from herder.engine.cache import SlotCache
+from herder.engine.cache import SIZE, Pages
 from herder.model import SHAPES, Count, Llama, LlamaConfig
 from herder.train import OptimConfig
 from herder.train.outputs import token_log_probs
@@ -103,8 +103,9 @@ def test_the_head_keeps_its_norm_the_logits_and_their_normaliser():
 
 
 def test_the_kv_cache_is_what_the_engine_allocates():
-    cache = SlotCache(TINY, 3, 50, torch.bfloat16, torch.device("cpu"))
-    assert 3 * Count(TINY).kv_cache(50) == cache.k_lsghd.nbytes + cache.v_lsghd.nbytes
+    pages = Pages(TINY, 3, torch.bfloat16, torch.device("cpu"))
+    own = sum(x[:, :3].nbytes for x in (pages.k, pages.v))  # beside the spare block
+    assert Count(TINY).kv_cache(3 * SIZE) == own
     assert Count(TINY).kv_saving() == Count(replace(TINY, n_kv_heads=8)).kv_cache(9) / Count(TINY).kv_cache(9) == 4
 
 
