@@ -220,8 +220,16 @@ class Scheduler:
         self._spare = tokens - self._drafting
 
     def _next(self) -> Sequence | None:
+        """Who is to be admitted next, if anybody could be."""
         elder = self._elder
-        return elder if elder is not None and elder.state == "waiting" else self._waiting.first()
+        if elder is not None and elder.state == "waiting":
+            return elder
+        return None if self._crowded(self._waiting.priority) else self._waiting.first()
+
+    def _crowded(self, priority: int | None) -> bool:
+        """Whether a newcomer of this priority finds no place or no token, and nobody to take them from."""
+        full = len(self.running) >= self.max_sequences or not self._spare
+        return priority is None or (full and self.running[-1].priority <= priority)
 
     def _compute(self, sequence: Sequence, count: int, spans: list[Span], decoding: bool = False) -> None:
         """Adds a span of up to `count` positions, as many as there are blocks for."""
@@ -266,9 +274,8 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, step: Step) -> bool:
         """Starts a waiting sequence with what is known of it, if there is room or can be made -> whether it runs."""
-        crowded = len(self.running) >= self.max_sequences or not self._spare
-        if crowded and self.running[-1].priority <= sequence.priority:
-            return False  # the usual answer while others wait, without looking for a match
+        if self._crowded(sequence.priority):
+            return False  # the usual answer, without looking for a match
         match = self.blocks.match(sequence, min(sequence.needed, len(sequence.tokens) - 1))
         if not self._fits(sequence, match) and not self._make_room(sequence, match):
             return False

@@ -129,10 +129,15 @@ class Waiting:
         """Tokens of a sequence were computed, on its client's account."""
         self._levels[sequence.priority].charge(sequence.client, tokens)
 
+    @property
+    def priority(self) -> int | None:
+        """The most urgent priority that waits (set aside are those that wait for their group); None where nobody does."""
+        return min((priority for priority, level in self._levels.items() if level.lines), default=None)
+
     def first(self) -> Sequence | None:
         """Who is next, of those that need not wait for their group."""
-        while priorities := [priority for priority, level in self._levels.items() if level.lines]:
-            level = self._levels[min(priorities)]
+        while (priority := self.priority) is not None:
+            level = self._levels[priority]
             sequence = level.first()
             group = self._groups.get(sequence.group)
             if group is None or not group.prefix_under_way():
