@@ -48,7 +48,7 @@ struct Pages {
             for (; i < count; ++i) out[i] = widen(((const uint16_t*)p)[i]);
         } else if (kind == INT8) {
             for (; i + LANES <= count; i += LANES)
-                store(out + i, __builtin_convertvector(load<Bytes16>(p + i), Floats) * *scale);
+                store(out + i, widen(load<Bytes16>(p + i)) * *scale);
             for (; i < count; ++i) out[i] = ((const int8_t*)p)[i] * *scale;
         } else {
             memcpy(out, p, size_t(count) * 4);
@@ -74,7 +74,7 @@ struct AttentionScratch {
 
 // D: head_dim / 16 where it is known to the compiler, 0 for any.
 template <int D>
-static void scores_of(const float* q, const float* const* k, int seen, int vectors, float* scores) {
+APART static void scores_of(const float* q, const float* const* k, int seen, int vectors, float* scores) {
     const int count = D ? D : vectors;
     Floats query[D ? D : 1];
     if (D) for (int i = 0; i < D; ++i) query[i] = load<Floats>(q + i * LANES);
@@ -83,17 +83,15 @@ static void scores_of(const float* q, const float* const* k, int seen, int vecto
         UNROLL for (int j = 0; j < LANES; ++j) {
             const float* key = k[from + j];
             acc[j] = Floats{};
-            for (int i = 0; i < count; ++i) acc[j] += (D ? query[D ? i : 0] : load<Floats>(q + i * LANES)) * load<Floats>(key + i * LANES);
+            for (int i = 0; i < count; ++i)
+                acc[j] += (D ? query[D ? i : 0] : load<Floats>(q + i * LANES)) * load<Floats>(key + i * LANES);
         }
-        Floats s = sums(acc);
-        Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        s = lane < (seen - from) - Ints{} ? s : splat(-std::numeric_limits<float>::infinity());
-        store(scores + from, s);
+        store(scores + from, below(seen - from, sums(acc), splat(-std::numeric_limits<float>::infinity())));
     }
 }
 
 template <int N>
-static void weigh(float* out, float keep, const float* p, const float* const* v, int offset, int seen) {
+APART static void weigh(float* out, float keep, const float* p, const float* const* v, int offset, int seen) {
     Floats acc[N];
     UNROLL for (int i = 0; i < N; ++i) acc[i] = load<Floats>(out + i * LANES) * keep;
     for (int j = 0; j < seen; ++j) {
@@ -103,7 +101,8 @@ static void weigh(float* out, float keep, const float* p, const float* const* v,
     UNROLL for (int i = 0; i < N; ++i) store(out + i * LANES, acc[i]);
 }
 
-static void attend_chunk(const AttentionScratch& s, int query, int wide, int seen, const float* const* k, const float* const* v) {
+APART static void attend_chunk(const AttentionScratch& s, int query, int wide, int seen, const float* const* k,
+                               const float* const* v) {
     float p[CHUNK];
     const float* q = s.q + size_t(query) * wide;
     float* out = s.out + size_t(query) * wide;
@@ -115,12 +114,11 @@ static void attend_chunk(const AttentionScratch& s, int query, int wide, int see
     for (int j = LANES; j < seen; j += LANES) peak = greater(load<Floats>(p + j), peak);
     float most = largest(peak);
     most = most > s.most[query] ? most : s.most[query];
-    float keep = sum(exponential(splat(s.most[query] - most))) * (1.0f / LANES);
+    float keep = exponential(splat(s.most[query] - most))[0];
     Floats total = {};
     for (int j = 0; j < seen; j += LANES) {
         Floats e = exponential(load<Floats>(p + j) - most);
-        Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        e = lane < (seen - j) - Ints{} ? e : Floats{};
+        e = below(seen - j, e, Floats{});
         store(p + j, e);
         total += e;
     }
@@ -137,12 +135,58 @@ static void attend_chunk(const AttentionScratch& s, int query, int wide, int see
     }
 }
 
-// Attention of `rows` rows (at most QUERY_ROWS) of one sequence, from `position` on, for one KV head and its query heads.
-// q: rotated and scaled, its rows `q_stride` apart, the first at this KV head's first query head; out likewise.
-static void attend(const Pages& pages, AttentionScratch& s, int layer, int head, int heads, const int32_t* table, int position,
-                   int rows, const float* q, size_t q_stride, float* out, size_t out_stride) {
-    const int d = pages.head_dim, wide = (d + LANES - 1) / LANES * LANES, last = position + rows - 1;
-    const bool in_place = pages.kind == F32 && d == wide;
+// Rows of one sequence that stand at position, position + 1, ... (at most QUERY_ROWS).
+struct Queries {
+    const int32_t* table;
+    int position, rows;
+
+    int last() const { return position + rows - 1; }
+    int chunk_end(int from) const { return last() + 1 < from + CHUNK ? last() + 1 : from + CHUNK; }
+};
+
+// Where a chunk's keys and values lie: in place, or widened in the scratch. What comes next is fetched meanwhile.
+struct Chunk {
+    const float *k[CHUNK], *v[CHUNK];
+
+    void read(const Pages& pages, const AttentionScratch& s, const Queries& q, int layer, int head, int from, bool more) {
+        const int d = pages.head_dim, wide = (d + LANES - 1) / LANES * LANES, end = q.chunk_end(from);
+        const bool in_place = pages.kind == F32 && d == wide, narrow = pages.kind == INT8;
+        const int next_head = end > q.last() ? head + 1 : head, next = end > q.last() ? 0 : end;
+        const int next_end = next_head == head || more ? q.chunk_end(next) : 0;
+        for (int j = 0; j < CHUNK; ++j) {
+            if (next + j < next_end) {
+                size_t at = slot(pages, q, layer, next_head, next + j) * pages.width();
+                for (size_t line = 0; line < pages.width(); line += 64) {
+                    __builtin_prefetch(pages.k + at + line, 0, 3);
+                    __builtin_prefetch(pages.v + at + line, 0, 3);
+                }
+            }
+            if (from + j >= end) {
+                k[j] = k[0];  // read, then masked
+                continue;
+            }
+            size_t here = slot(pages, q, layer, head, from + j), at = here * pages.width();
+            if (in_place) {
+                k[j] = (const float*)(pages.k + at), v[j] = (const float*)(pages.v + at);
+            } else {
+                k[j] = s.k_tile + j * wide, v[j] = s.v_tile + j * wide;
+                Pages::get(s.k_tile + j * wide, pages.k + at, pages.k_scale + (narrow ? here : 0), pages.kind, d);
+                Pages::get(s.v_tile + j * wide, pages.v + at, pages.v_scale + (narrow ? here : 0), pages.kind, d);
+            }
+        }
+    }
+
+  private:
+    static size_t slot(const Pages& pages, const Queries& q, int layer, int head, int position) {
+        return pages.slot(layer, q.table[position / pages.block_size], head, position % pages.block_size);
+    }
+};
+
+// Attention of the query heads of one KV head. q: rotated and scaled, its rows `q_stride` apart, the first at this KV head's first
+// query head; out likewise. `more`: the next KV head of the same rows follows.
+static void attend(const Pages& pages, AttentionScratch& s, const Queries& queries, int layer, int head, int heads, bool more,
+                   const float* q, size_t q_stride, float* out, size_t out_stride) {
+    const int d = pages.head_dim, wide = (d + LANES - 1) / LANES * LANES, position = queries.position, rows = queries.rows;
     for (int r = 0; r < rows; ++r)
         for (int h = 0; h < heads; ++h) {
             int query = r * heads + h;
@@ -153,25 +197,12 @@ static void attend(const Pages& pages, AttentionScratch& s, int layer, int head,
             s.total[query] = 0;
         }
     if (d < wide) memset(s.k_tile, 0, size_t(2 * CHUNK) * wide * 4);  // what is read beyond a head is finite
-    const float *k[CHUNK], *v[CHUNK];
-    for (int from = 0; from <= last; from += CHUNK) {
-        int count = last + 1 - from < CHUNK ? last + 1 - from : CHUNK;
-        for (int j = 0; j < count; ++j) {
-            int at = from + j;
-            size_t slot = pages.slot(layer, table[at / pages.block_size], head, at % pages.block_size);
-            const uint8_t *key = pages.k + slot * pages.width(), *value = pages.v + slot * pages.width();
-            if (in_place) {
-                k[j] = (const float*)key, v[j] = (const float*)value;
-            } else {
-                Pages::get(s.k_tile + j * wide, key, pages.k_scale + (pages.kind == INT8 ? slot : 0), pages.kind, d);
-                Pages::get(s.v_tile + j * wide, value, pages.v_scale + (pages.kind == INT8 ? slot : 0), pages.kind, d);
-                k[j] = s.k_tile + j * wide, v[j] = s.v_tile + j * wide;
-            }
-        }
-        for (int j = count; j < CHUNK; ++j) k[j] = k[0];  // read, then masked
+    Chunk chunk;
+    for (int from = 0; from <= queries.last(); from += CHUNK) {
+        chunk.read(pages, s, queries, layer, head, from, more);
         for (int r = from > position ? from - position : 0; r < rows; ++r) {
             int seen = position + r + 1 - from < CHUNK ? position + r + 1 - from : CHUNK;
-            for (int h = 0; h < heads; ++h) attend_chunk(s, r * heads + h, wide, seen, k, v);
+            for (int h = 0; h < heads; ++h) attend_chunk(s, r * heads + h, wide, seen, chunk.k, chunk.v);
         }
     }
     for (int r = 0; r < rows; ++r)

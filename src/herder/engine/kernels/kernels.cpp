@@ -246,21 +246,27 @@ struct Run {
         }
     }
 
-    void attend_stretch(Team::Worker& worker, int layer, const Stretch& stretch, int head) const {
+    void attend_stretch(Team::Worker& worker, int layer, const Stretch& stretch, int head, bool more) const {
         const int group = m.heads / m.kv_heads;
         const size_t width = size_t(m.heads) * m.head_dim, at = size_t(head) * group * m.head_dim;
-        attend(pages, memory.own[worker.id].attention, layer, head, group, s.tables + s.table_at[stretch.span],
-               s.positions[stretch.row], stretch.rows, qkv + stretch.row * qkv_width + at, qkv_width,
-               attended + stretch.row * width + at, width);
+        Queries queries{s.tables + s.table_at[stretch.span], s.positions[stretch.row], stretch.rows};
+        attend(pages, memory.own[worker.id].attention, queries, layer, head, group, more,
+               qkv + stretch.row * qkv_width + at, qkv_width, attended + stretch.row * width + at, width);
     }
 
     void attention(Team::Worker& worker, int layer) const {
-        const int count = int(spread.size()) * m.kv_heads;
-        const bool apart = int(spread.size()) == s.spans;  // nobody waits for what another one places
-        if (!apart) worker.each(count, 1, [&](int i) { place(layer, spread[i / m.kv_heads], i % m.kv_heads); });
-        worker.each(count, 1, [&](int i) {
-            if (apart) place(layer, spread[i / m.kv_heads], i % m.kv_heads);
-            attend_stretch(worker, layer, spread[i / m.kv_heads], i % m.kv_heads);
+        const int count = int(spread.size());
+        const bool apart = count == s.spans;  // nobody waits for what another one places
+        if (!apart)
+            worker.each(count * m.kv_heads, 1, [&](int i) { place(layer, spread[i / m.kv_heads], i % m.kv_heads); });
+        // One thread takes all heads of its rows, whose keys lie together, unless some threads had nothing to do then.
+        const int parts = count < 4 * worker.team.size ? m.kv_heads : 1, heads = m.kv_heads / parts;
+        worker.each(count * parts, 1, [&](int i) {
+            const Stretch& stretch = spread[i / parts];
+            for (int head = i % parts * heads, end = head + heads; head < end; ++head) {
+                if (apart) place(layer, stretch, head);
+                attend_stretch(worker, layer, stretch, head, head + 1 < end);
+            }
         });
     }
 
@@ -309,7 +315,8 @@ void herder_pack(uint8_t* out, int kind, int group, const uint8_t* source, const
                  int inputs, int padded, int first, int step, int offset, int threads) {
     std::lock_guard<std::mutex> lock(one_call);
     const Matrix m{out, nullptr, kind, 0, inputs, padded, group};
-    const size_t unit = kind == INT8 ? 2 : 4, width = kind == INT4 ? padded / 2 : size_t(inputs) * (kind == F32 ? 4 : kind == BF16 ? 2 : 1);
+    const size_t unit = kind == INT8 ? 2 : 4;
+    const size_t width = kind == INT4 ? padded / 2 : size_t(inputs) * (kind == F32 ? 4 : kind == BF16 ? 2 : 1);
     auto one = [&](int r) {
         int at = first + r, lane = at % PANEL;
         uint8_t* panel = out + size_t(at / PANEL * step + offset) * m.panel_bytes();

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from herder.engine.kernels.build import library
-from herder.engine.kernels.packing import _DTYPE_KIND, Arena, Matrix, Packed, Weight, kind_of
+from herder.engine.kernels.packing import _DTYPE_KIND, Arena, Matrix, Packed, Weight, kind_of, on_huge_pages
 from herder.engine.quantize import Float8Linear
 from herder.model import Llama
 from herder.model.rope import inverse_frequencies
@@ -92,6 +92,8 @@ class NativeRunner:
             plan[f"{i}.down"] = Packed(_weights(mlp, "down_proj"))
         plan["head"] = Packed(_weights(model, "lm_head"))
         self._arena = Arena(plan, self._library)
+        for part in (pages.k, pages.v):
+            on_huge_pages(self._library, part)
         self._inv_freq = inverse_frequencies(model.config)
         self._cos = self._sin = torch.empty(0)
         self._bind()

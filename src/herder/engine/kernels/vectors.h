@@ -38,21 +38,27 @@ static inline Words splat_word(uint32_t x) { return x - Words{}; }
 static inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
 static inline Floats magnitude(Floats a) { return (Floats)((Words)a & 0x7fffffffu); }
 
+static inline Floats below(int count, Floats x, Floats other) {  // lanes of x below `count`, the rest of other
+    const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lane < count - Ints{} ? x : other;
+}
+
+#define APART __attribute__((noinline))  // keeps its registers to itself
 #define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 
 static inline float sum(Floats v) {
-    float x[LANES];
-    store(x, v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    return x[0];
+    v += MIX(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += MIX(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    v += MIX(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    v += MIX(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return v[0];
 }
 static inline float largest(Floats v) {
-    float x[LANES];
-    store(x, v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-    return x[0];
+    v = greater(v, MIX(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = greater(v, MIX(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v = greater(v, MIX(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    v = greater(v, MIX(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+    return v[0];
 }
 
 // Lane i of the result is the sum of v[i]: a transposition that adds on its way.
@@ -96,7 +102,18 @@ static inline Floats exponential(Floats x) {
 }
 
 static inline Floats widen(Halves bf16) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)bf16), 16);
+#else
     return (Floats)(__builtin_convertvector(bf16, Words) << 16);
+#endif
+}
+static inline Floats widen(Bytes16 x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)x));
+#else
+    return __builtin_convertvector(x, Floats);
+#endif
 }
 static inline Words rounded_bf16(Floats x) {  // to nearest, ties to even; NaN stays NaN
     Words bits = (Words)x;
