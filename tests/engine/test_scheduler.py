@@ -427,6 +427,19 @@ def test_accounts_of_clients_that_left_are_closed():
     assert level.served["stays"] > 1000
 
 
+def test_requests_withdrawn_while_they_wait_leave_nothing():
+    machine = Machine(Scheduler(400, 4, max_sequences=1, token_budget=64))
+    machine.add(machine.tokens(4), 100, client="busy")
+    for _ in range(50):
+        machine.step()
+    machine.add(machine.tokens(4), 100, client="patient")
+    for _ in range(2000):
+        machine.scheduler.cancel(machine.add(machine.tokens(4), 10, client="busy"))
+    (level,) = machine.scheduler._waiting._levels.values()
+    assert level.served["busy"] > level.served["patient"]
+    assert len(level.heap) < 600
+
+
 # Memory
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from herder.engine.sequence import Sequence
 
@@ -30,31 +31,55 @@ class _Level:
     lines: dict[str, list[Sequence]] = field(default_factory=dict)
     served: dict[str, int] = field(default_factory=dict)
     floor: int = 0  # what the least served client that waits has, or that waited last
+    # (served, arrival of the first in line, client), and which of them counts for a client: accounts grow while it waits.
+    heap: list[tuple[int, int, str]] = field(default_factory=list)
+    entries: dict[str, tuple[int, int, str]] = field(default_factory=dict)
 
     def put(self, sequence: Sequence) -> None:
         client = sequence.client
         if client not in self.lines:
-            self._raise_floor()
+            self.least()
+            self._close_accounts()
             self.served[client] = max(self.served.get(client, 0), self.floor)
             self.lines[client] = []
         insort(self.lines[client], sequence, key=_arrival)
+        self._enter(client)
 
     def remove(self, sequence: Sequence) -> None:
-        self._raise_floor()
-        line = self.lines[sequence.client]
+        self.least()
+        client, line = sequence.client, self.lines[sequence.client]
         del line[bisect_left(line, sequence.arrival, key=_arrival)]
-        if not line:
-            del self.lines[sequence.client]
+        if line:
+            self._enter(client)
+        else:
+            del self.lines[client], self.entries[client]
 
-    def first(self) -> Sequence:
-        return min((line[0] for line in self.lines.values()), key=lambda s: (self.served[s.client], s.arrival))
+    def least(self) -> Sequence | None:
+        """The first in line of the client that was served least."""
+        while self.heap:
+            entry = self.heap[0]
+            served, _, client = entry
+            if self.entries.get(client) is entry and served == self.served[client]:
+                self.floor = max(self.floor, served)
+                return self.lines[client][0]
+            heappop(self.heap)
+            if self.entries.get(client) is entry:
+                del self.entries[client]
+                self._enter(client)
+        return None
 
     def charge(self, client: str, tokens: int) -> None:
         self.served[client] = self.served.get(client, self.floor) + tokens
 
-    def _raise_floor(self) -> None:
-        if self.lines:
-            self.floor = max(self.floor, min(self.served[client] for client in self.lines))
+    def _enter(self, client: str) -> None:
+        entry = (self.served[client], self.lines[client][0].arrival, client)
+        if self.entries.get(client) != entry:
+            self.entries[client] = entry
+            heappush(self.heap, entry)
+            if len(self.heap) > 2 * (len(self.entries) + _AWAY):  # what counts no more and has not come to the top
+                self.heap = sorted(self.entries.values())
+
+    def _close_accounts(self) -> None:
         if len(self.served) > 2 * (len(self.lines) + _AWAY):
             away = sorted((c for c in self.served if c not in self.lines), key=self.served.__getitem__)
             for client in away[:-_AWAY]:
@@ -138,7 +163,7 @@ class Waiting:
         """Who is next, of those that need not wait for their group."""
         while (priority := self.priority) is not None:
             level = self._levels[priority]
-            sequence = level.first()
+            sequence = level.least()
             group = self._groups.get(sequence.group)
             if group is None or not group.prefix_under_way():
                 return sequence
