@@ -388,6 +388,26 @@ def test_clients_take_turns_by_tokens():
     assert min(shares) > 0.6 * max(shares)
 
 
+def test_what_a_client_is_served_counts_while_it_waits():
+    machine = Machine(Scheduler(400, 4, max_sequences=1, token_budget=64))
+    first, second = (machine.add(machine.tokens(4), 20, client="a") for _ in range(2))
+    other = machine.add(machine.tokens(4), 20, client="b")
+    while first.state != "finished":
+        machine.step()
+    machine.step()
+    assert (second.state, other.state) == ("waiting", "running")
+
+
+def test_between_clients_that_were_served_the_same_the_first_to_come_is_first():
+    machine = Machine(Scheduler(400, 4, max_sequences=1, token_budget=64))
+    withdrawn = machine.add(machine.tokens(4), 5, client="a")
+    other = machine.add(machine.tokens(4), 5, client="b")
+    machine.add(machine.tokens(4), 5, client="a")
+    machine.scheduler.cancel(withdrawn)
+    machine.step()
+    assert other.state == "running"
+
+
 def test_who_was_away_has_saved_up_no_claim():
     machine = Machine(Scheduler(400, 4, max_sequences=2, token_budget=64, patience=10**6))
     machine.add(machine.tokens(4), 4, client="away")
@@ -455,6 +475,18 @@ def test_more_run_at_once_where_more_is_promised_and_all_finish():
         assert all(len(machine.outputs[sequence]) == 24 for sequence in sequences)
         assert (machine.scheduler.preemptions > 0) == (overcommit > 1)
     assert most[1.0] == 2 < most[2.0]
+
+
+def test_blocks_given_back_in_a_step_are_not_for_newcomers():
+    machine = Machine(Scheduler(8, 4, max_sequences=4, token_budget=64, overcommit=3), vocabulary=1000)
+    first, second = machine.add(machine.tokens(12), 20), machine.add(machine.tokens(16), 16)
+    while first.computed < 16:
+        machine.step()
+    assert machine.scheduler.blocks.available == 0
+    newcomer = machine.add(machine.tokens(3), 1, priority=1)
+    machine.step()
+    assert (first.computed, second.state, newcomer.state) == (17, "waiting", "waiting")
+    machine.run()
 
 
 def test_a_preempted_sequence_keeps_its_tokens_and_finds_its_blocks_again():
