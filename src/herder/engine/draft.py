@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from herder.engine.engine import Engine
 from herder.engine.sample import Sampling
-from herder.engine.speculate import Proposer
-from herder.model import Llama
+from herder.engine.speculate import Proposer, Width
 from herder.tokenizer import Tokenizer
 
 
@@ -24,20 +23,13 @@ class DraftModel(Proposer):
                 "the draft model has another tokenizer than the model; its ids would mean other text, "
                 "give a draft model that was trained with the same tokenizer"
             )
-        self.draft, self.count, self.most = draft, count, count
+        self.draft, self._width = draft, Width(count)
 
     def propose(self, tokens: Sequence[int]) -> list[int]:
-        count = min(self.count, self.draft.context - len(tokens))
+        count = min(self._width.ask(), self.draft.context - len(tokens))
         if count < 1:
             return []
         return self.draft.generate([tokens], Sampling(temperature=0, max_tokens=count, stop_ids=()))[0].ids
 
     def judged(self, proposed: int, accepted: int) -> None:
-        """One more draft where all were accepted, half of them where none was."""
-        if proposed:
-            self.count = min(self.most, self.count + 1) if accepted == proposed else max(1, accepted, self.count // 2)
-
-
-def draft_model(model: Llama, tokenizer: Tokenizer, **settings) -> Engine:
-    """The engine of a draft model: one sequence at a time."""
-    return Engine(model, tokenizer, max_batch=1, **settings)
+        self._width.judged(proposed, accepted)
