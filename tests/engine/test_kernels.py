@@ -199,6 +199,23 @@ def test_new_weights_count_after_refresh(form):
     assert error(new, expected(model, tokens)) < 1e-3 < error(new, old)
 
 
+@needs_kernels
+def test_threads_that_come_late_lose_no_work():
+    model, (first, second, _), before = model_of(ODD), tables(), torch.get_num_threads()
+    a, b = ids(ODD, 30, 1), ids(ODD, 40, 2)
+    fast = native(model)
+    exact = step(fast, (a, 0, first), (b[:3], 0, second))
+    try:
+        torch.set_num_threads(8)  # more than cores: some are always stopped in the middle of a step
+        for _ in range(150):
+            for part in (fast.pages.k, fast.pages.v):
+                part.zero_()
+            assert torch.equal(step(fast, (a, 0, first), (b[:3], 0, second)), exact)
+            assert torch.equal(step(fast, (b[:1], 0, second))[0], exact[30])
+    finally:
+        torch.set_num_threads(before)
+
+
 def _in_child(fast: NativeRunner, tokens: list[int], table: list[int], pipe) -> None:
     pipe.send(step(fast, (tokens, 0, table)).tolist())
 

@@ -95,8 +95,8 @@ struct Inputs {
             change(x + size_t(row) * w.inputs, values);
             a.put(w, row, values);
         };
-        if (rows > SOLO_ROWS) worker.each(rows, 1, one);
-        else for (int row = 0; row < rows; ++row) one(row);
+        if (rows > SOLO_ROWS) worker.each(rows, one);
+        else if (!worker.late()) for (int row = 0; row < rows; ++row) one(row);
         return a;
     }
     Rows make(Team::Worker& worker, const Matrix& w, const float* x) {
@@ -108,7 +108,7 @@ struct Inputs {
 template <class Finish>
 void multiply(Team::Worker& worker, const Matrix& m, const Rows& a, int rows, Finish&& finish) {
     const int panels = m.panels(), blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
-    worker.each(panels * blocks, 1, [&](int item) {
+    worker.each(panels * blocks, [&](int item) {
         alignas(64) Tile tile[12];
         int panel = item % panels, row = item / panels * ROW_BLOCK;
         for (int end = row + ROW_BLOCK < rows ? row + ROW_BLOCK : rows; row < end;) {
@@ -132,7 +132,7 @@ void multiply_into(Team::Worker& worker, const Matrix& m, const Rows& a, int row
 // silu(gate) * up of each pair of panels into out, `width` apart.
 void multiply_gated(Team::Worker& worker, const Matrix& m, const Rows& a, int rows, int ffn, float* out, size_t width) {
     const int pairs = m.panels() / 2, blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
-    worker.each(pairs * blocks, 1, [&](int item) {
+    worker.each(pairs * blocks, [&](int item) {
         alignas(64) Tile gate[12], up[12];
         int pair = item % pairs, row = item / pairs * ROW_BLOCK;
         int count = ffn - pair * PANEL < PANEL ? ffn - pair * PANEL : PANEL;
@@ -258,10 +258,10 @@ struct Run {
         const int count = int(spread.size());
         const bool apart = count == s.spans;  // nobody waits for what another one places
         if (!apart)
-            worker.each(count * m.kv_heads, 1, [&](int i) { place(layer, spread[i / m.kv_heads], i % m.kv_heads); });
+            worker.each(count * m.kv_heads, [&](int i) { place(layer, spread[i / m.kv_heads], i % m.kv_heads); });
         // One thread takes all heads of its rows, whose keys lie together, unless some threads had nothing to do then.
         const int parts = count < 4 * worker.team.size ? m.kv_heads : 1, heads = m.kv_heads / parts;
-        worker.each(count * parts, 1, [&](int i) {
+        worker.each(count * parts, [&](int i) {
             const Stretch& stretch = spread[i / parts];
             for (int head = i % parts * heads, end = head + heads; head < end; ++head) {
                 if (apart) place(layer, stretch, head);
@@ -280,9 +280,9 @@ struct Run {
     }
 
     void all(Team::Worker& worker) {
-        worker.each(s.rows, 4, [&](int row) { embed(row); });
+        worker.each(s.rows, [&](int row) { embed(row); });
         for (int i = 0; i < m.layers; ++i) block(worker, i);
-        worker.each(s.selected, 4, [&](int i) {
+        worker.each(s.selected, [&](int i) {
             normalise(hidden + size_t(s.select[i]) * m.dim, m.norm, m.eps, m.dim, s.out + size_t(s.target[i]) * m.dim);
         });
     }
@@ -337,7 +337,12 @@ void herder_pack(uint8_t* out, int kind, int group, const uint8_t* source, const
             panel += 4 * PANEL;
         }
     };
-    team_of(threads).run([&](Team::Worker& worker) { worker.each(rows, PANEL, one); });
+    const int blocks = (rows + PANEL - 1) / PANEL;
+    team_of(threads).run([&](Team::Worker& worker) {
+        worker.each(blocks, [&](int block) {
+            for (int r = block * PANEL; r < rows && r < (block + 1) * PANEL; ++r) one(r);
+        });
+    });
 }
 
 // out[row] = matrix times x[row]; x: (rows, inputs), out: (rows, outputs).

@@ -1,5 +1,8 @@
-// A team of threads that stays awake within one call: it meets at barriers that spin, then yield, and sleeps between calls.
-// OpenMP's own barriers may be told to sleep (OMP_WAIT_POLICY=passive), which costs more than the products between them.
+// A team of threads that stays awake within one call and sleeps between calls.
+//
+// There is no barrier: all threads run the same phases, but a phase ends when its items are done, and whoever comes late skips
+// to the phase the others are in. So a thread that the system has stopped beside other busy processes holds up the item it is at
+// and nothing else. OpenMP's barriers wait for everybody, hundreds of times a step.
 #pragma once
 #include <unistd.h>
 
@@ -19,34 +22,63 @@ class Team {
         {
             std::lock_guard<std::mutex> lock(mutex_);
             closing_ = true;
+            jobs_.fetch_add(1, std::memory_order_release);
         }
         wake_.notify_all();
         for (auto& thread : threads_) thread.join();
     }
 
-    // One thread's view of the team.
+    // One thread's view of the team. Thread 0 leads: it never skips, and opens each phase when the one before is done.
     struct Worker {
         Team& team;
-        int id;
-        // Calls work(i) for each i below total, the next `grain` to whoever is free, and returns when all are done.
+        const int id;
+        uint32_t phase;
+        uint64_t ticket = 0;  // an item already taken, of this phase or a later one
+        bool holds = false;
+
+        // Whether the next phase goes on without this thread: what it would make ready for itself is not needed.
+        bool late() const { return holds && phase_of(ticket) != phase; }
+
+        // Calls work(i) for each i below total, the next to whoever is free; all are done when the leader returns.
         template <class Work>
-        void each(int total, int grain, Work&& work) {
-            for (int i; (i = team.next_.fetch_add(grain, std::memory_order_relaxed)) < total;)
-                for (int j = i, end = i + grain < total ? i + grain : total; j < end; ++j) work(j);
-            team.barrier();
+        void each(int total, Work&& work) {
+            while (take() && int(uint32_t(ticket)) < total) {
+                work(int(uint32_t(ticket)));
+                holds = false;
+                team.done_.fetch_add(1, std::memory_order_acq_rel);
+            }
+            if (phase_of(ticket) == phase) {  // there was no item left
+                holds = false;
+                if (id == 0) team.next_phase(phase, total);
+                else for (int spins = 0; phase_of(team.ticket_.load(std::memory_order_acquire)) == phase;) rest(spins);
+            }
+            ++phase;
+        }
+
+      private:
+        bool take() {  // true where the ticket is of this phase
+            if (!holds) ticket = team.ticket_.fetch_add(1, std::memory_order_acq_rel);
+            holds = true;
+            return phase_of(ticket) == phase;
         }
     };
 
     void run(const std::function<void(Worker&)>& job) {
+        uint32_t phase = phase_of(ticket_.load(std::memory_order_relaxed));
+        ticket_.store(uint64_t(phase) << 32, std::memory_order_relaxed);  // latecomers took some after the last phase
         {
             std::lock_guard<std::mutex> lock(mutex_);
             job_ = &job;
-            busy_.store(size - 1, std::memory_order_relaxed);
-            generation_.fetch_add(1, std::memory_order_release);
+            first_phase_ = phase;
+            jobs_.fetch_add(1, std::memory_order_release);
         }
         wake_.notify_all();
-        Worker worker{*this, 0};
+        Worker worker{*this, 0, phase};
         job(worker);
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            job_ = nullptr;  // who wakes now has missed it
+        }
         for (int spins = 0; busy_.load(std::memory_order_acquire);) rest(spins);
     }
 
@@ -54,6 +86,8 @@ class Team {
 
   private:
     static constexpr int AWAKE = 1000, PATIENCE = 2000;  // pauses, of about 20 ns each
+
+    static uint32_t phase_of(uint64_t ticket) { return uint32_t(ticket >> 32); }
 
     static void rest(int& spins) {
         if (++spins < PATIENCE) {
@@ -67,43 +101,42 @@ class Team {
         }
     }
 
-    void barrier() {
-        unsigned round = round_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
-            next_.store(0, std::memory_order_relaxed);  // nobody counts between arriving and leaving
-            arrived_.store(0, std::memory_order_relaxed);
-            round_.store(round + 1, std::memory_order_release);
-        } else {
-            for (int spins = 0; round_.load(std::memory_order_acquire) == round;) rest(spins);
-        }
+    void next_phase(uint32_t phase, int total) {
+        for (int spins = 0; done_.load(std::memory_order_acquire) < total;) rest(spins);
+        done_.store(0, std::memory_order_relaxed);
+        ticket_.store(uint64_t(phase + 1) << 32, std::memory_order_release);
     }
 
     void serve(int id) {
         for (unsigned seen = 0;;) {
             const std::function<void(Worker&)>* job;
+            uint32_t phase;
             // The head's product follows a step within microseconds: not worth a sleep.
-            for (int spins = 0; spins < AWAKE && generation_.load(std::memory_order_acquire) == seen;) rest(spins);
+            for (int spins = 0; spins < AWAKE && jobs_.load(std::memory_order_acquire) == seen;) rest(spins);
             {
                 std::unique_lock<std::mutex> lock(mutex_);
-                wake_.wait(lock, [&] { return closing_ || generation_ != seen; });
+                wake_.wait(lock, [&] { return jobs_.load(std::memory_order_relaxed) != seen; });
                 if (closing_) return;
-                seen = generation_;
+                seen = jobs_.load(std::memory_order_relaxed);
                 job = job_;
+                phase = first_phase_;
+                if (!job) continue;
+                busy_.fetch_add(1, std::memory_order_relaxed);
             }
-            Worker worker{*this, id};
+            Worker worker{*this, id, phase};
             (*job)(worker);
             busy_.fetch_sub(1, std::memory_order_release);
         }
     }
 
-    alignas(64) std::atomic<int> next_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<unsigned> round_{0};
+    alignas(64) std::atomic<uint64_t> ticket_{0};  // phase, then the next item of it
+    alignas(64) std::atomic<int> done_{0};
     alignas(64) std::atomic<int> busy_{0};
+    std::atomic<unsigned> jobs_{0};
     std::mutex mutex_;
     std::condition_variable wake_;
     const std::function<void(Worker&)>* job_ = nullptr;
-    std::atomic<unsigned> generation_{0};
+    uint32_t first_phase_ = 0;
     bool closing_ = false;
     std::vector<std::thread> threads_;
 };
