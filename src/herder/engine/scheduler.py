@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections import Counter
-from collections.abc import Sequence as Sequence_
+from collections import Counter, abc
 
 from herder.engine.blocks import Blocks, Match
 from herder.engine.sequence import Sequence, Span, Step
@@ -168,7 +167,7 @@ class Scheduler:
             self._step = step
         return step
 
-    def commit(self, step: Step, valid: Sequence_[int]) -> None:
+    def commit(self, step: Step, valid: abc.Sequence[int]) -> None:
         """Takes the result of a step: `valid` says for each span how many of its positions hold tokens that stay.
 
         That is all of a prompt's chunk, and 1 + the accepted drafts of a decoding step. The new tokens have been appended
@@ -302,7 +301,7 @@ class Scheduler:
         sequence.computed += match.length
         step.copies.append((match.source, sequence.blocks[-1]))
 
-    def _fits(self, sequence: Sequence, match: Match, without: Sequence_[Sequence] = ()) -> bool:
+    def _fits(self, sequence: Sequence, match: Match, without: abc.Sequence[Sequence] = ()) -> bool:
         """Whether a waiting sequence could start now, if those in `without` did not run."""
         blocks, references = self.blocks, self.blocks.references
         tokens = self._spare + sum(_left(victim) == 1 for victim in without)
@@ -317,7 +316,7 @@ class Scheduler:
         # Promised more than there is: at least its tokens must fit, and one more block of each that runs.
         return not self._slack or blocks.pages(len(sequence.tokens)) - shared + others <= available
 
-    def _owed(self, without: Sequence_[Sequence] = ()) -> int:
+    def _owed(self, without: abc.Sequence[Sequence] = ()) -> int:
         """Blocks that running sequences may come to need beyond those they hold."""
         pages = self.blocks.pages
         return sum(pages(s.positions) - len(s.blocks) for s in self.running if s not in without)
