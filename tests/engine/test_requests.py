@@ -223,6 +223,15 @@ def test_more_requests_than_memory_holds_are_all_served(model, tok):
     assert whole(small)
 
 
+def test_an_overcommitted_cache_preempts_and_changes_no_text(model, tok):
+    small = Engine(model, tok, cache_tokens=160, max_batch=16, token_budget=64, overcommit=4.0)
+    prompts = [[i] * 20 for i in range(12)]
+    done = small.generate(prompts, LONG)
+    assert small.scheduler.preemptions > 0
+    assert [d.ids for d in done] == [d.ids for d in Engine(model, tok).generate(prompts, LONG)]
+    assert whole(small)
+
+
 def test_a_request_that_memory_can_never_hold_is_refused_and_leaves_nothing(model, tok):
     small = Engine(model, tok, cache_tokens=64)
     with pytest.raises(ValueError, match="give the cache more memory"):

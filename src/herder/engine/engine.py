@@ -46,7 +46,8 @@ class Engine:
 
     The engine reads the model it is given; only where `dtype`, `device` or `quantized` ask for a change does it make a copy of
     its own. `max_batch` is how many sequences run at once; `cache_tokens` how many positions are kept (a share of the memory
-    unless given), `kv_dtype` as what (int8 halves them), `token_budget` how many tokens one step computes at most. `proposer`
+    unless given), `kv_dtype` as what (int8 halves them), `token_budget` how many tokens one step computes at most. `overcommit`
+    above 1 admits requests whose longest answers may not all fit; when pages run out the least urgent is computed again. `proposer`
     makes a proposer of drafts for each request (`PromptLookup`, or one of `draft`): it changes the speed and no token.
     `native` computes with C++ kernels where the device is a CPU and a compiler is there.
     """
@@ -63,6 +64,7 @@ class Engine:
         kv_dtype: torch.dtype | None = None,
         cache_tokens: int | None = None,
         token_budget: int = TOKEN_BUDGET,
+        overcommit: float = 1.0,
         proposer: Callable[[], Proposer] | None = None,
         native: bool = True,
     ):
@@ -80,7 +82,7 @@ class Engine:
             model = copy.deepcopy(model).to(device=self.device, dtype=self.dtype)
         self.quantized, self.native, self.proposer = quantized, native, proposer
         self.model, self.tokenizer, self.max_batch, self.version = model, tokenizer, max_batch, 0
-        self.token_budget = max(token_budget, max_batch)
+        self.token_budget, self.overcommit = max(token_budget, max_batch), overcommit
         blocks = blocks_for(model.config, max_batch, kv_dtype or self.dtype, self.device, cache_tokens)
         self.pages = Pages(model.config, blocks, kv_dtype or self.dtype, self.device, compute=self.dtype)
         self.scheduler = self._scheduler()
@@ -243,7 +245,13 @@ class Engine:
         self.runner = self._runner()
 
     def _scheduler(self) -> Scheduler:
-        return Scheduler(self.pages.blocks, SIZE, max_sequences=self.max_batch, token_budget=self.token_budget)
+        return Scheduler(
+            self.pages.blocks,
+            SIZE,
+            max_sequences=self.max_batch,
+            token_budget=self.token_budget,
+            overcommit=self.overcommit,
+        )
 
     def _runner(self) -> Runner:
         model = self.model if self.quantized is None else quantize(self.model, self.quantized)

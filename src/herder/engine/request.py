@@ -122,9 +122,7 @@ class Generation:
         if self.matcher is not None:
             self.matcher.advance(token)
         text, reason = self._decoder.push([token]), None
-        if token in self.stop_ids:
-            reason = "stop"
-        elif self.matcher is not None and self.matcher.finished:
+        if token in self.stop_ids or (self.matcher is not None and self.matcher.finished):
             reason = "stop"
         elif self.generated >= self.limit:
             reason = "length"
