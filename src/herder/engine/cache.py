@@ -92,7 +92,7 @@ class Pages:
                 scale = x_nhd.float().abs().amax(-1) / 127
                 scales[layer][block, :, place] = scale
                 x_nhd = (x_nhd.float() / scale.clamp_min(1e-30)[..., None]).round_().to(torch.int8)
-            pages[layer][block, :, place] = x_nhd
+            pages[layer][block, :, place] = x_nhd.to(pages.dtype)
 
     def _read(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of block tables (..., blocks): (..., blocks, kv_heads, size, head_dim) in the compute dtype."""
@@ -100,8 +100,8 @@ class Pages:
         for pages, scales in ((self.k, self.k_scale), (self.v, self.v_scale)):
             x = pages[layer][table]
             if scales is not None:
-                x = (x.float() * scales[layer][table][..., None]).to(self.compute)
-            found.append(x)
+                x = x.float() * scales[layer][table][..., None]
+            found.append(x.to(self.compute))
         return found[0], found[1]
 
     def _tables(
