@@ -203,6 +203,8 @@ def test_adapters_that_do_not_fit_are_refused(model, tok, tmp_path):
     engine.load_adapter("a0", tmp_path / "a0")
     with pytest.raises(ValueError, match="taken"):
         engine.load_adapter("a0", tmp_path / "a1")
+    with pytest.raises(ValueError, match="beside full weights"):
+        Engine(model, tok, quantized="int8").load_adapter("a0", tmp_path / "a0")
 
 
 def test_hidden_states_are_the_models_at_the_last_position(engine, model):

@@ -44,8 +44,8 @@ _DEFAULT = Sampling()
 class Engine:
     """Runs `model` with the ids of `tokenizer`.
 
-    The engine reads the model it is given; only where `dtype`, `device` or `quantized` ask for a change does it make a copy of
-    its own. `max_batch` is how many sequences run at once; `cache_tokens` how many positions are kept (a share of the memory
+    The engine reads the model when it is made, and what is changed afterwards only through `update`: kernels keep weights in an
+    order of their own, and cached prefixes are of the weights that computed them. `max_batch` is how many sequences run at once; `cache_tokens` how many positions are kept (a share of the memory
     unless given), `kv_dtype` as what (int8 halves them), `token_budget` how many tokens one step computes at most.
     `overcommit` above 1 admits requests whose longest answers may not all fit; when pages run out the least urgent is computed
     again. `proposer` makes a proposer of drafts for each request (`PromptLookup`, or one of `draft`): it changes the speed and
@@ -222,6 +222,10 @@ class Engine:
         none share a batch. Raises ValueError for one that does not fit, or a name that is taken."""
         if not name or (self.adapted is not None and name in self.adapted.adapters):
             raise ValueError(f"the adapter's name {name!r} is empty or taken; choose another")
+        if self.quantized is not None:
+            raise ValueError(
+                "adapters stand beside full weights, and this engine's are quantized; make one without `quantized`"
+            )
         known = {} if self.adapted is None else self.adapted.adapters
         self.adapted = AdapterRunner(self.model, self.pages, known | {name: read_adapter(folder, self.model)})
 
