@@ -45,11 +45,13 @@ class Engine:
     """Runs `model` with the ids of `tokenizer`.
 
     The engine reads the model when it is made, and what is changed afterwards only through `update`: kernels keep weights in an
-    order of their own, and cached prefixes are of the weights that computed them. `max_batch` is how many sequences run at once; `cache_tokens` how many positions are kept (a share of the memory
-    unless given), `kv_dtype` as what (int8 halves them), `token_budget` how many tokens one step computes at most.
-    `overcommit` above 1 admits requests whose longest answers may not all fit; when pages run out the least urgent is computed
-    again. `proposer` makes a proposer of drafts for each request (`PromptLookup`, or one of `draft`): it changes the speed and
-    no token. `native` computes with C++ kernels where the device is a CPU and a compiler is there.
+    order of their own, and cached prefixes are of the weights that computed them.
+
+    `max_batch` is how many sequences run at once; `cache_tokens` how many positions are kept (a share of the memory unless
+    given), `kv_dtype` as what (int8 halves them), `token_budget` how many tokens one step computes at most. `overcommit` above 1
+    admits requests whose longest answers may not all fit; when pages run out the least urgent is computed again. `proposer`
+    makes a proposer of drafts for each request (`PromptLookup`, or one of `draft`): it changes the speed and no token.
+    `native` computes with C++ kernels where the device is a CPU and a compiler is there.
     """
 
     def __init__(
