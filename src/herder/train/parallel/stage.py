@@ -63,7 +63,7 @@ def partition(n_layers: int, stages: int) -> list[list[int]]:
 class Stage(nn.Module):
     """forward(x, micro): x is None on the first stage; the last gives log-probabilities of the targets, (B, T) of whole rows."""
 
-    def __init__(self, config: LlamaConfig, slots: list[int], meshes: Meshes):
+    def __init__(self, config: LlamaConfig, slots: list[int], meshes: Meshes, recompute: str = "none"):
         super().__init__()
         with torch.device("meta"):
             self.model = Llama(config)
@@ -81,7 +81,7 @@ class Stage(nn.Module):
         )
         self._mesh = meshes.parameters["tp"]
         if self.tp is not None:
-            tp.apply(self.model, self._mesh)
+            tp.apply(self.model, self._mesh, keep=recompute != "none")
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -2,10 +2,14 @@
 
 Weights are DTensors on the `tp` axis, so that checkpoints, clipping and FSDP know their whole shape; every product is computed
 on the local part. Between the blocks' products the sequence is cut over the same ranks: gathered before a column-cut product,
-summed and cut again after a row-cut one. Where a layer computes the same on every rank (norms) its weight's gradient is partial.
+summed and cut again after a row-cut one. What was gathered is gathered again in the backward pass instead of kept, as in the
+paper's code. Where a layer computes the same on every rank (norms) its weight's gradient is partial.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -40,8 +44,11 @@ def distribute(name: str, whole: torch.Tensor, mesh: DeviceMesh) -> DTensor:
     return distribute_tensor(whole, mesh, [placement(name)], src_data_rank=None)
 
 
-def apply(model: Llama, mesh: DeviceMesh) -> None:
-    """Puts layers that compute on their rank's part in the place of the plain ones; parameter names stay."""
+def apply(model: Llama, mesh: DeviceMesh, keep: bool = False) -> None:
+    """Puts layers that compute on their rank's part in the place of the plain ones; parameter names stay.
+
+    keep: leaves to others what of the gathered inputs is kept for the backward pass (recomputation decides that itself).
+    """
     decoder, group = model.model, mesh.get_group()
     if decoder.embed_tokens is not None:
         decoder.embed_tokens = _Embedding(decoder.embed_tokens, group)
@@ -51,12 +58,47 @@ def apply(model: Llama, mesh: DeviceMesh) -> None:
         for parent in (block.self_attn, block.mlp):
             for name, linear in list(parent.named_children()):
                 setattr(parent, name, (_RowLinear if _CUT[name] is ROW else _ColumnLinear)(linear, group))
-            # One gather serves all products that read the same input.
-            parent.register_forward_pre_hook(lambda module, args: (gather_sequence(args[0], group), *args[1:]))
+            parent.forward = functools.partial(_gathered, parent.forward, group, keep)
         block.input_layernorm = _Norm(block.input_layernorm)
         block.post_attention_layernorm = _Norm(block.post_attention_layernorm)
     if decoder.norm is not None:
         decoder.norm = _Norm(decoder.norm)
+
+
+def _gathered(forward: Callable, group: dist.ProcessGroup, keep: bool, x_btd: torch.Tensor, *args) -> torch.Tensor:
+    """A module's forward pass on the whole sequence, of which this rank has a part: one gather serves all its products."""
+    whole = gather_sequence(x_btd, group)
+    if keep or not torch.is_grad_enabled():
+        return forward(whole, *args)
+    again = _GatherAgain(x_btd.detach(), whole, group)
+    with torch.autograd.graph.saved_tensors_hooks(again.pack, again.unpack):
+        return forward(whole, *args)
+
+
+class _GatherAgain:
+    """Stands in the graph for a gathered tensor: the rank's own part is kept, and the rest fetched when the first of the
+    products that read it wants it back. All ranks of the group go backward in the same order."""
+
+    def __init__(self, part: torch.Tensor, whole: torch.Tensor, group: dist.ProcessGroup):
+        self.part, self.group, self.whole = part, group, None
+        self.place, self.size = whole.data_ptr(), whole.numel()
+        self.readers = self.left = 0
+
+    def pack(self, saved: torch.Tensor) -> torch.Tensor | torch.Size:
+        if saved.data_ptr() != self.place or saved.numel() != self.size:
+            return saved.detach()
+        self.readers += 1
+        return saved.shape
+
+    def unpack(self, packed: torch.Tensor | torch.Size) -> torch.Tensor:
+        if isinstance(packed, torch.Tensor):
+            return packed
+        if self.whole is None:
+            self.whole, self.left = _all_gather(self.part, self.group), self.readers
+        whole, self.left = self.whole, self.left - 1
+        if not self.left:
+            self.whole = None
+        return whole.view(packed)
 
 
 def local(weight: torch.Tensor) -> torch.Tensor:
